@@ -1,0 +1,1 @@
+//! The seam: one trait for a VM and one for a vCPU, on the kernel's KVM or on ours.

@@ -1,0 +1,12 @@
+//! A virtual CPU that translates x86-64 guest code to x86-64 host code.
+
+pub mod outcome;
+pub mod platform;
+pub mod state;
+
+pub use outcome::{
+    DebugExit, Exception, Exit, HostFault, HypercallExit, InternalError, IoDirection, IoExit,
+    MmioExit, MsrExit,
+};
+pub use platform::{CpuidResult, Handled, Platform, Refusal};
+pub use state::{CpuMsrs, CpuState, Events, InjectedInterrupt, Segment, Segments, TableRegister};

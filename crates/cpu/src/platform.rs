@@ -1,0 +1,68 @@
+//! What the CPU needs from the machine around it.
+
+use addr::Gpa;
+
+use crate::{CpuState, Exception, Exit};
+
+/// The answers to `CPUID`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct CpuidResult {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// Whether somebody below the monitor took an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// Done, the guest goes on.
+    Yes,
+    /// It leaves for the monitor.
+    No,
+}
+
+/// How a call of the platform can fail to give an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The guest gets this exception.
+    Exception(Exception),
+    /// The monitor must decide; the instruction runs again, or is completed, on re-entry.
+    Exit(Exit),
+}
+
+/// The machine around one CPU: interrupt controller, MSRs, CPUID, devices "in the kernel".
+///
+/// All methods are called in the vCPU's own thread. None may call back into the vCPU.
+pub trait Platform {
+    /// Whether a maskable interrupt waits for this CPU. Asked after a kick and when interrupts
+    /// become enabled.
+    fn interrupt_pending(&mut self) -> bool;
+    /// Takes the interrupt that is to be delivered now (the acknowledge cycle).
+    fn acknowledge_interrupt(&mut self) -> Option<u8>;
+    /// Whether the monitor wants [`Exit::InterruptWindow`].
+    fn interrupt_window_requested(&self) -> bool;
+    /// `HLT`: yes, and this call waited until there is something to do; or no, the monitor waits.
+    fn halt(&mut self, state: &mut CpuState) -> Handled;
+    /// `CPUID`.
+    fn cpuid(&mut self, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult;
+    /// `RDMSR` of a register that is not in [`crate::CpuMsrs`].
+    fn read_msr(&mut self, state: &CpuState, index: u32) -> Result<u64, Refusal>;
+    /// `WRMSR` of a register that is not in [`crate::CpuMsrs`].
+    fn write_msr(&mut self, state: &mut CpuState, index: u32, value: u64) -> Result<(), Refusal>;
+    /// The task priority (CR8), 0 to 15.
+    fn task_priority(&self) -> u8;
+    /// `MOV CR8`.
+    fn set_task_priority(&mut self, priority: u8);
+    /// A read of a guest physical address outside all slots.
+    fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) -> Handled;
+    /// A write to a guest physical address outside all slots.
+    fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> Handled;
+    /// `IN`.
+    fn port_read(&mut self, port: u16, data: &mut [u8]) -> Handled;
+    /// `OUT`.
+    fn port_write(&mut self, port: u16, data: &[u8]) -> Handled;
+    /// `VMCALL`/`VMMCALL`: the value for RAX, or a refusal.
+    fn hypercall(&mut self, state: &mut CpuState) -> Result<u64, Refusal>;
+}

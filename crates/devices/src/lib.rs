@@ -1,0 +1,1 @@
+//! Devices of a machine: serial, RTC, virtio.

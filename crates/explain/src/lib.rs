@@ -1,0 +1,1 @@
+//! One answer for one address; maps; fault traces.

@@ -1,0 +1,1 @@
+//! KVM in user space: VMs, vCPUs, interrupt controllers and clocks with the kernel's semantics.

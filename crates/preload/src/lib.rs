@@ -1,0 +1,1 @@
+//! /dev/kvm for programs that are not ours.

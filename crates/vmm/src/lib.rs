@@ -1,0 +1,1 @@
+//! A machine: boot protocols, buses, run loop; on either accelerator.

@@ -1,0 +1,1 @@
+//! Facts of the architecture: paging bits, control registers, error codes, MSRs, descriptors.

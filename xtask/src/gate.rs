@@ -1,0 +1,49 @@
+//! The steps of the gate, in the order that fails fastest.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::layers;
+
+/// Runs every step and stops at the first that fails.
+pub(crate) fn check() -> Result<()> {
+    layers::check()?;
+    cargo(&["fmt", "--all", "--check"], &[])?;
+    cargo(
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[],
+    )?;
+    cargo(
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    )?;
+    cargo(&["test", "--workspace"], &[])
+}
+
+fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let line = format!("cargo {}", args.join(" "));
+    println!("==> {line}");
+    let started = Instant::now();
+    let status = Command::new(env!("CARGO"))
+        .args(args)
+        .envs(env.iter().copied())
+        .status()
+        .with_context(|| format!("can't start {line}"))?;
+    ensure!(status.success(), "{line} failed with {status}");
+    println!("    {line}: {:.1} s", started.elapsed().as_secs_f64());
+    Ok(())
+}

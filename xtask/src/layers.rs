@@ -1,0 +1,43 @@
+//! Arrows go down only: a crate may depend on crates that stand below it in [`LAYERS`].
+
+use anyhow::{Result, bail, ensure};
+use cargo_metadata::MetadataCommand;
+
+/// The crates from top to bottom. A crate may use (also in its tests and its build script) any
+/// crate further down, and none further up.
+const LAYERS: &[&str] = &[
+    "xtask", "fourfold", "preload", "explain", "vmm", "devices", "accel", "kvm", "cpu", "mmu",
+    "memory", "x86", "addr",
+];
+
+/// Checks every dependency edge between workspace members, dev- and build-dependencies included.
+pub(crate) fn check() -> Result<()> {
+    let metadata = MetadataCommand::new().no_deps().exec()?;
+    let members = metadata.workspace_packages();
+    let mut upward = Vec::new();
+    for package in &members {
+        let above = height(&package.name)?;
+        for dependency in &package.dependencies {
+            if !members.iter().any(|m| *m.name == dependency.name) {
+                continue;
+            }
+            if height(&dependency.name)? <= above {
+                upward.push(format!("{} -> {}", package.name, dependency.name));
+            }
+        }
+    }
+    ensure!(
+        upward.is_empty(),
+        "dependencies that point up:\n  {}",
+        upward.join("\n  ")
+    );
+    println!("layers: {} crates, every arrow points down", members.len());
+    Ok(())
+}
+
+fn height(name: &str) -> Result<usize> {
+    match LAYERS.iter().position(|l| *l == name) {
+        Some(index) => Ok(index),
+        None => bail!("crate {name} has no place in xtask/src/layers.rs"),
+    }
+}

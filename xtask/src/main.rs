@@ -1,0 +1,30 @@
+//! The quality gate: `cargo xtask check` runs all that CI runs.
+
+mod gate;
+mod layers;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The project's own tasks.
+#[derive(Parser)]
+#[command(about, bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Everything that CI runs: fmt, clippy, layers, docs, tests
+    Check,
+    /// Fails where a crate depends on one that lies above it
+    Layers,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Check => gate::check(),
+        Task::Layers => layers::check(),
+    }
+}
