@@ -1,3 +1,21 @@
 //! Run x86-64 virtual machines and see how guest addresses become host pages.
 
-fn main() {}
+mod cli;
+mod doctor;
+mod ending;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use ending::Ending;
+
+fn main() -> std::process::ExitCode {
+    let ending = match Cli::parse().command {
+        Command::Doctor(options) => doctor::run(&options),
+        Command::Completions { shell } => cli::completions(shell),
+        Command::Man => cli::manual(),
+    };
+    ending
+        .map_or_else(|error| Ending::of_error(&error), |ending| ending)
+        .report()
+}

@@ -35,7 +35,7 @@ impl UserSupport {
         let memfd = create_memfd();
         let executable = memfd
             .as_ref()
-            .map_err(|error| error.to_string())
+            .map_err(ToString::to_string)
             .and_then(|fd| map_executable(fd).map_err(|error| error.to_string()));
         Self {
             needs: vec![
