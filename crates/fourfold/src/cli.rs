@@ -41,9 +41,9 @@ pub(crate) struct DoctorOptions {
 }
 
 /// `fourfold completions SHELL`.
-pub(crate) fn completions(shell: Shell) -> Result<Ending> {
+pub(crate) fn completions(shell: Shell) -> Ending {
     clap_complete::generate(shell, &mut Cli::command(), "fourfold", &mut io::stdout());
-    Ok(Ending::Done)
+    Ending::Done
 }
 
 /// `fourfold man`: the command's page, then one section for each visible subcommand.

@@ -12,10 +12,10 @@ use ending::Ending;
 fn main() -> std::process::ExitCode {
     let ending = match Cli::parse().command {
         Command::Doctor(options) => doctor::run(&options),
-        Command::Completions { shell } => cli::completions(shell),
+        Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Man => cli::manual(),
     };
     ending
-        .map_or_else(|error| Ending::of_error(&error), |ending| ending)
+        .unwrap_or_else(|error| Ending::of_error(&error))
         .report()
 }
