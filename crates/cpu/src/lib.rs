@@ -1,8 +1,10 @@
 //! A virtual CPU that translates x86-64 guest code to x86-64 host code.
 
+pub mod fpu;
 pub mod outcome;
 pub mod platform;
 pub mod state;
+pub mod system;
 
 pub use outcome::{
     DebugExit, Exception, Exit, HostFault, HypercallExit, InternalError, IoDirection, IoExit,
