@@ -2,6 +2,8 @@
 
 mod gate;
 mod layers;
+mod selftests;
+mod workspace;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -20,11 +22,14 @@ enum Task {
     Check,
     /// Fails where a crate depends on one that lies above it
     Layers,
+    /// The kernel's own KVM selftests on our KVM and on the kernel's, side by side
+    Selftests(selftests::Options),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Check => gate::check(),
         Task::Layers => layers::check(),
+        Task::Selftests(options) => selftests::main(&options),
     }
 }

@@ -1,0 +1,116 @@
+//! Runs one test with a time limit and says how it ended.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::workspace;
+
+/// The exit code by which a kselftest says that it skipped itself.
+const KSFT_SKIP: i32 = 4;
+
+/// How a test ended.
+pub(crate) enum Verdict {
+    Pass,
+    Skip,
+    Fail(ExitStatus),
+    TimedOut,
+}
+
+/// A test that was run.
+pub(crate) struct Outcome {
+    pub(crate) verdict: Verdict,
+    pub(crate) took: Duration,
+    /// The line of its output that says most.
+    pub(crate) word: String,
+}
+
+/// `fourfold exec -- TEST`.
+pub(crate) fn on_user(
+    fourfold: &Path,
+    folder: &Path,
+    test: &str,
+    limit: Duration,
+) -> Result<Outcome> {
+    let mut command = Command::new(fourfold);
+    command
+        .args(["exec", "--accel", "user", "--"])
+        .arg(folder.join(test));
+    run(command, test, limit)
+}
+
+/// The test as it is, on `/dev/kvm`.
+pub(crate) fn on_kernel(folder: &Path, test: &str, limit: Duration) -> Result<Outcome> {
+    run(Command::new(folder.join(test)), test, limit)
+}
+
+fn run(mut command: Command, test: &str, limit: Duration) -> Result<Outcome> {
+    let log = workspace::target_directory()?
+        .join("selftests-logs")
+        .join(test.replace('/', "_"));
+    std::fs::create_dir_all(log.parent().context("the log has a folder")?)?;
+    let output = File::create(&log)?;
+    // A group of its own, so that a time-out ends the children too.
+    command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    let started = Instant::now();
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("can't start {test}"))?;
+    let status = wait(&mut child, limit)?;
+    let took = started.elapsed();
+    let verdict = match status {
+        None => Verdict::TimedOut,
+        Some(status) => judge(status),
+    };
+    Ok(Outcome {
+        verdict,
+        took,
+        word: telling_line(&log)?,
+    })
+}
+
+fn judge(status: ExitStatus) -> Verdict {
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Verdict::Pass,
+        (Some(KSFT_SKIP), _) => Verdict::Skip,
+        _ => Verdict::Fail(status),
+    }
+}
+
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            let group = format!("-{}", child.id());
+            Command::new("kill")
+                .args(["-KILL", "--", &group])
+                .status()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn telling_line(log: &Path) -> Result<String> {
+    let mut text = Vec::new();
+    File::open(log)?.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let lines = || text.lines().map(str::trim).filter(|l| !l.is_empty());
+    let telling = lines()
+        .find(|l| l.contains("SKIP") || l.contains("Assert") || l.contains("panicked"))
+        .or_else(|| lines().next_back());
+    Ok(telling.unwrap_or_default().chars().take(100).collect())
+}
