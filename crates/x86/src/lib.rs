@@ -4,9 +4,12 @@
 
 #![no_std]
 
+pub mod control;
 pub mod debug;
 pub mod descriptor;
 pub mod msr;
+pub mod page_fault;
+pub mod paging;
 pub mod rflags;
 pub mod tss;
 pub mod vector;
