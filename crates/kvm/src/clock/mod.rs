@@ -1,0 +1,4 @@
+//! Clocks: the guest's TSC, kvmclock and wall clock, steal time, and the arithmetic under them.
+
+pub mod scale;
+pub mod time;
