@@ -1,1 +1,16 @@
-//! Guest RAM, memory slots, the guest physical address space, and the host's page tables read from outside.
+//! Guest RAM, memory slots, the guest physical address space, and the host's page tables read from
+//! outside.
+//!
+//! | module      | what it holds                                                                  |
+//! |-------------|--------------------------------------------------------------------------------|
+//! | [`ram`]     | memory that the monitor allocates for a guest: anonymous, memfd, hugetlb, file |
+//! | [`access`]  | loads and stores at an [`addr::Hva`] that survive a fault of the host          |
+//! | [`slot`]    | KVM's memory slots: which guest frame lies at which host address               |
+//! | [`dirty`]   | dirty bitmaps and dirty rings                                                  |
+//! | [`quiesce`] | how a writer waits until no vCPU can hold what it has replaced                 |
+
+pub mod access;
+pub mod dirty;
+pub mod quiesce;
+pub mod ram;
+pub mod slot;

@@ -1,0 +1,166 @@
+//! The handler of `SIGSEGV` and `SIGBUS`.
+//!
+//! It serves, in this order: the fix-up table of this module; hooks that other crates registered
+//! (translated code reaches guest memory by instructions of its own); whatever handler stood there
+//! before it. A fault that nobody takes kills the process as it would have without us.
+//!
+//! Everything here is async-signal-safe: it takes no lock and allocates nothing.
+
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use addr::Hva;
+
+use super::instruction::table;
+
+/// The state of the thread that faulted, as the kernel saved it; changes take effect when the
+/// handler returns.
+pub struct Context<'a> {
+    /// `SIGSEGV` or `SIGBUS`.
+    pub signal: i32,
+    /// The address that the access named (zero where it was not canonical).
+    pub address: Hva,
+    /// The general registers, indexed by `libc::REG_RIP` and its family.
+    pub registers: &'a mut [libc::greg_t; 23],
+}
+
+/// Whether a hook took a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Resume with the registers as they are now.
+    Resume,
+    /// Not ours.
+    Pass,
+}
+
+/// A hook into the handler. It runs in signal context: no locks, no allocation.
+pub type Hook = fn(&mut Context<'_>) -> Verdict;
+
+const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+const MAX_HOOKS: usize = 8;
+
+static HOOKS: [AtomicPtr<()>; MAX_HOOKS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_HOOKS];
+static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
+
+/// Installs the handler, once for the process; calls after the first do nothing.
+///
+/// [`crate::ram::GuestRam`] and [`crate::slot::Slots`] call it: nobody can have guest memory before.
+pub fn install() {
+    for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
+        previous.get_or_init(|| replace(signal));
+    }
+}
+
+/// Adds a hook. Returns whether there was room for it (there are eight places).
+///
+/// A hook that is already there is not added twice.
+#[must_use]
+pub fn register_hook(hook: Hook) -> bool {
+    install();
+    HOOKS.iter().any(|place| {
+        let hook = hook as *mut ();
+        match place.compare_exchange(ptr::null_mut(), hook, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(taken) => taken == hook,
+        }
+    })
+}
+
+fn replace(signal: libc::c_int) -> libc::sigaction {
+    let mut old = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: an all-zero sigaction is valid; the handler has the signature that SA_SIGINFO asks
+    // for; `sigaction` can't fail for these signals and fills `old`.
+    unsafe {
+        libc::sigaction(signal, ptr::null(), old.as_mut_ptr());
+        let mut new = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        new.sa_sigaction = handle as *const () as usize;
+        new.sa_mask = old.assume_init_ref().sa_mask;
+        // On the alternate stack where there is one: Rust's own handler, which we chain to, tells a
+        // stack overflow from other faults there.
+        new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigaction(signal, &raw const new, ptr::null_mut());
+        old.assume_init()
+    }
+}
+
+unsafe extern "C" fn handle(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes valid pointers, and nobody else refers to them while we run.
+    let (info_ref, ucontext) = unsafe { (&*info, &mut *context.cast::<libc::ucontext_t>()) };
+    let mut state = Context {
+        signal,
+        // SAFETY: both signals carry an address where the kernel raised them (`si_code` > 0).
+        address: Hva::new(unsafe { info_ref.si_addr() } as u64),
+        registers: &mut ucontext.uc_mcontext.gregs,
+    };
+    // A signal that a process sent (`si_code` <= 0) is no fault of the instruction it interrupts.
+    let raised_by_fault = info_ref.si_code > 0;
+    if raised_by_fault && (fix_up(&mut state) || ask_hooks(&mut state)) {
+        return;
+    }
+    // SAFETY: the arguments are those that we were called with.
+    unsafe { chain(signal, info, context) };
+}
+
+fn fix_up(state: &mut Context<'_>) -> bool {
+    let rip = state.registers[libc::REG_RIP as usize] as usize;
+    let Some(entry) = table().iter().find(|e| e.fault() == rip) else {
+        return false;
+    };
+    state.registers[libc::REG_RIP as usize] = entry.landing() as libc::greg_t;
+    state.registers[libc::REG_RDX as usize] = libc::greg_t::from(state.signal);
+    true
+}
+
+fn ask_hooks(state: &mut Context<'_>) -> bool {
+    HOOKS.iter().any(|place| {
+        let hook = place.load(Ordering::Acquire);
+        if hook.is_null() {
+            return false;
+        }
+        // SAFETY: only `register_hook` stores there, and it stores `Hook`s.
+        let hook = unsafe { std::mem::transmute::<*mut (), Hook>(hook) };
+        hook(state) == Verdict::Resume
+    })
+}
+
+/// Hands the signal to the handler that stood there before.
+///
+/// # Safety
+/// The arguments are those of a signal handler.
+unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let index = usize::from(signal == libc::SIGBUS);
+    // Not yet there only in the instants between the system call and the end of `get_or_init`.
+    let Some(previous) = PREVIOUS[index].get() else {
+        return;
+    };
+    match previous.sa_sigaction {
+        // The instruction runs again, faults again, and the default action kills the process with
+        // the core dump that it would have left without us. An ignored fault is a fatal one, too.
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: `previous` is what the kernel gave us, with the default action.
+            unsafe {
+                let mut default = *previous;
+                default.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &raw const default, ptr::null_mut());
+            }
+        }
+        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            type Handler =
+                unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+            // SAFETY: SA_SIGINFO says that the handler has three arguments; the address is that of
+            // a handler that the kernel would have called.
+            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal, info, context) };
+        }
+        handler => {
+            type Handler = unsafe extern "C" fn(libc::c_int);
+            // SAFETY: as above, with one argument.
+            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal) };
+        }
+    }
+}

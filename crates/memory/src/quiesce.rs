@@ -1,0 +1,228 @@
+//! How a writer waits until no vCPU can hold what it has replaced.
+//!
+//! vCPU threads read shared tables (memory slots, second level, translated code) without a lock,
+//! and keep what they found in TLBs. Somebody who replaces a table publishes the new one, then calls
+//! [`Domain::request_and_wait`]: each vCPU that is in guest mode is asked to pass a *checkpoint*, at
+//! which it drops what it derived from the old table. When the call returns, nobody can reach the
+//! old one any more. It is the idea of the kernel's `kvm_make_all_cpus_request` with
+//! `KVM_REQUEST_WAIT`, and of RCU with one critical section per stay in guest mode.
+//!
+//! A participant is in one of two states:
+//!
+//! | state   | what it may hold                         | a writer                              |
+//! |---------|------------------------------------------|---------------------------------------|
+//! | outside | nothing but what it will drop on entry   | does not wait; leaves its request     |
+//! | inside  | translations, references, a slot table   | waits for `leave` or `checkpoint`     |
+//!
+//! # Why no request is lost
+//! A writer publishes, sets its bits, draws a ticket, kicks, then looks at the state. A participant
+//! changes its state, reads the number of tickets, takes its bits, then says which ticket it has
+//! served. All of these are in one total order. So a writer that sees a participant outside knows
+//! that its next entry will take the bits; and a participant that has served a ticket has taken the
+//! bits that belong to it.
+//!
+//! # Rules for a participant
+//! - Where [`Kick`] sets a word that it polls, it clears that word *before* it calls `enter` or
+//!   `checkpoint`: cleared afterwards, a request that came in between would be lost.
+//! - It must not block while inside (`HLT` leaves first): a writer would wait for it.
+//! - It handles the requests that [`Participant::enter`], [`Participant::checkpoint`] and
+//!   [`Domain::request_and_wait`] return *before* it uses anything from its TLB.
+//! - It may wait as a writer while inside, as `from`; meanwhile it counts as outside. It must not
+//!   keep references from before the call.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+
+bitflags::bitflags! {
+    /// What a vCPU is asked to do at its next checkpoint.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Requests: u32 {
+        /// Drop all translations of addresses.
+        const FLUSH_TLB = 1 << 0;
+        /// Drop (or check again) translated code.
+        const INVALIDATE_CODE = 1 << 1;
+        /// Return to the monitor.
+        const EXIT = 1 << 2;
+        /// Look for interrupts and other events.
+        const EVENT = 1 << 3;
+    }
+}
+
+/// Makes a vCPU notice: sets bits in the word that translated code polls.
+///
+/// Called from any thread, with no lock of the domain held.
+pub trait Kick: Send + Sync {
+    /// Asks the vCPU to call [`Participant::checkpoint`] soon. Must not block.
+    fn kick(&self, requests: Requests);
+}
+
+/// One virtual machine's meeting place of readers and writers.
+#[derive(Default)]
+pub struct Domain {
+    members: Mutex<Vec<Weak<Participant>>>,
+}
+
+/// One vCPU, as seen by writers. Used by one thread at a time; the methods take `&self` because
+/// writers hold it, too.
+pub struct Participant {
+    kick: Arc<dyn Kick>,
+    inside: AtomicBool,
+    pending: AtomicU32,
+    /// Tickets drawn by writers, each after its bits were set in `pending`.
+    asked: AtomicU64,
+    /// All tickets up to this one are served: their bits were taken.
+    served: AtomicU64,
+    waiters: AtomicU32,
+    lock: Mutex<()>,
+    progress: Condvar,
+}
+
+impl Domain {
+    /// A domain without participants.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Adds a participant, outside. It belongs to the domain until it is dropped.
+    pub fn register(&self, kick: Arc<dyn Kick>) -> Arc<Participant> {
+        let participant = Arc::new(Participant {
+            kick,
+            inside: AtomicBool::new(false),
+            pending: AtomicU32::new(0),
+            asked: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+            waiters: AtomicU32::new(0),
+            lock: Mutex::new(()),
+            progress: Condvar::new(),
+        });
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|m| m.strong_count() > 0);
+        members.push(Arc::downgrade(&participant));
+        participant
+    }
+
+    /// Asks every participant for `requests`, without waiting.
+    pub fn request(&self, requests: Requests) {
+        self.ask(requests, None);
+    }
+
+    /// Asks every participant but `from` for `requests` and returns when each of them was seen
+    /// outside or has passed a checkpoint.
+    ///
+    /// With `from`, the caller is in that participant's thread; while it waits it counts as outside,
+    /// so that two vCPUs which wait for each other both go on. The result is what others asked of
+    /// `from` meanwhile: to be handled before it goes on (empty without `from`).
+    #[must_use = "the requests to `from` must be handled"]
+    pub fn request_and_wait(&self, requests: Requests, from: Option<&Participant>) -> Requests {
+        // Whatever the caller published comes before the reads of states below.
+        fence(Ordering::SeqCst);
+        let asked = self.ask(requests, from);
+        let was_inside = from.filter(|p| p.is_inside());
+        if let Some(p) = was_inside {
+            p.leave();
+        }
+        for (participant, ticket) in &asked {
+            participant.wait_for(*ticket);
+        }
+        was_inside.map_or(Requests::empty(), Participant::enter)
+    }
+
+    /// Leaves the requests with everybody; returns the tickets.
+    fn ask(&self, requests: Requests, from: Option<&Participant>) -> Vec<(Arc<Participant>, u64)> {
+        let members: Vec<_> = {
+            let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+            members.iter().filter_map(Weak::upgrade).collect()
+        };
+        members
+            .into_iter()
+            .filter(|p| from.is_none_or(|f| !std::ptr::eq(f, &raw const **p)))
+            .map(|p| {
+                let ticket = p.request(requests);
+                (p, ticket)
+            })
+            .collect()
+    }
+}
+
+impl Participant {
+    /// Enters guest mode. Returns (and takes) the requests made while it was outside.
+    pub fn enter(&self) -> Requests {
+        debug_assert!(!self.is_inside(), "entered twice");
+        // A read-modify-write: the state must be visible before the requests are read.
+        self.inside.swap(true, Ordering::SeqCst);
+        self.serve()
+    }
+
+    /// Leaves guest mode.
+    pub fn leave(&self) {
+        debug_assert!(self.is_inside(), "left twice");
+        self.inside.swap(false, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Passes a checkpoint: the caller holds nothing any more. Returns (and takes) the requests.
+    pub fn checkpoint(&self) -> Requests {
+        debug_assert!(self.is_inside(), "a checkpoint outside guest mode");
+        self.serve()
+    }
+
+    /// Whether it is in guest mode.
+    pub fn is_inside(&self) -> bool {
+        self.inside.load(Ordering::SeqCst)
+    }
+
+    /// Whether requests wait for it.
+    pub fn has_requests(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) != 0
+    }
+
+    /// Asks this participant alone, without waiting. Returns the number of the request.
+    pub fn request(&self, requests: Requests) -> u64 {
+        self.pending.fetch_or(requests.bits(), Ordering::SeqCst);
+        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        self.kick.kick(requests);
+        ticket
+    }
+
+    fn serve(&self) -> Requests {
+        let ticket = self.asked.load(Ordering::SeqCst);
+        if ticket == self.served.load(Ordering::Relaxed) {
+            return Requests::empty();
+        }
+        let bits = self.pending.swap(0, Ordering::SeqCst);
+        self.served.store(ticket, Ordering::SeqCst);
+        self.wake();
+        Requests::from_bits_truncate(bits)
+    }
+
+    fn wake(&self) {
+        if self.waiters.load(Ordering::SeqCst) != 0 {
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.progress.notify_all();
+        }
+    }
+
+    fn has_passed(&self, ticket: u64) -> bool {
+        !self.is_inside() || self.served.load(Ordering::SeqCst) >= ticket
+    }
+
+    fn wait_for(&self, ticket: u64) {
+        const SPINS: u32 = 200;
+        for _ in 0..SPINS {
+            if self.has_passed(ticket) {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self
+            .progress
+            .wait_while(guard, |()| !self.has_passed(ticket));
+        drop(guard.unwrap_or_else(PoisonError::into_inner));
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests;

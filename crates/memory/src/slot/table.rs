@@ -1,0 +1,228 @@
+//! The slots of one address space, sorted by guest frame; immutable once published.
+//!
+//! Two levels: an array of chunks, each of at most [`CAPACITY`] slots. A change copies one or two
+//! chunks and the array of pointers to them, so that a change among 32,764 slots copies some ten
+//! kilobytes, while a look-up is two binary searches over dense arrays of numbers.
+
+use std::sync::Arc;
+
+use addr::Gfn;
+use arc_swap::{ArcSwap, Cache};
+
+use super::Slot;
+
+/// Slots in one chunk, at most.
+const CAPACITY: usize = 64;
+
+/// The slots of one address space at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    generation: u64,
+    len: usize,
+    /// The first frame of each chunk.
+    firsts: Vec<u64>,
+    chunks: Vec<Arc<Chunk>>,
+}
+
+/// Neighbouring slots.
+#[derive(Clone, Debug, Default)]
+struct Chunk {
+    /// The first frame of each slot: the keys, close together.
+    bases: Vec<u64>,
+    slots: Vec<Slot>,
+}
+
+impl Chunk {
+    fn from_slots(slots: Vec<Slot>) -> Self {
+        let bases = slots.iter().map(|s| s.base_gfn.number()).collect();
+        Self { bases, slots }
+    }
+}
+
+/// Where a slot stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Position {
+    chunk: usize,
+    slot: usize,
+}
+
+impl Table {
+    /// Grows with every change of any slot of the machine.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The number of slots.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The slot that holds a frame.
+    #[inline]
+    pub fn find(&self, gfn: Gfn) -> Option<&Slot> {
+        self.position(gfn)
+            .map(|p| self.at(p))
+            .filter(|slot| slot.page_of(gfn).is_some())
+    }
+
+    /// All slots, by guest frame.
+    pub fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.chunks.iter().flat_map(|c| &c.slots)
+    }
+
+    /// The slots that hold a frame of `from..to`, by guest frame.
+    pub fn overlapping(&self, from: Gfn, to: Gfn) -> impl Iterator<Item = &Slot> {
+        let start = self.position(from).unwrap_or_default();
+        self.chunks
+            .iter()
+            .enumerate()
+            .skip(start.chunk)
+            .flat_map(move |(index, chunk)| {
+                let skip = if index == start.chunk { start.slot } else { 0 };
+                chunk.slots.iter().skip(skip)
+            })
+            .take_while(move |slot| slot.base_gfn < to)
+            .filter(move |slot| slot.end_gfn() > from)
+    }
+
+    /// The last slot that begins at or before a frame.
+    #[inline]
+    fn position(&self, gfn: Gfn) -> Option<Position> {
+        let gfn = gfn.number();
+        let chunk = self
+            .firsts
+            .partition_point(|first| *first <= gfn)
+            .checked_sub(1)?;
+        let slot = self.chunks[chunk]
+            .bases
+            .partition_point(|base| *base <= gfn)
+            - 1;
+        Some(Position { chunk, slot })
+    }
+
+    fn at(&self, position: Position) -> &Slot {
+        &self.chunks[position.chunk].slots[position.slot]
+    }
+
+    /// A copy with another generation.
+    pub(super) fn with_generation(&self, generation: u64) -> Self {
+        Self {
+            generation,
+            ..self.clone()
+        }
+    }
+
+    /// Adds a slot that overlaps none.
+    pub(super) fn insert(&mut self, slot: Slot) {
+        let position = self.position(slot.base_gfn);
+        let (chunk, at) = position.map_or((0, 0), |p| (p.chunk, p.slot + 1));
+        let mut slots = self
+            .chunks
+            .get(chunk)
+            .map_or_else(Vec::new, |c| c.slots.clone());
+        slots.insert(at, slot);
+        let old = usize::from(chunk < self.chunks.len());
+        if slots.len() > CAPACITY {
+            let upper = slots.split_off(slots.len() / 2);
+            self.replace(chunk, old, [slots, upper]);
+        } else {
+            self.replace(chunk, old, [slots]);
+        }
+        self.len += 1;
+    }
+
+    /// Removes the slot that begins at this frame; returns it.
+    pub(super) fn remove(&mut self, base: Gfn) -> Option<Slot> {
+        let position = self.position(base)?;
+        let mut slots = self.chunks[position.chunk].slots.clone();
+        if slots[position.slot].base_gfn != base {
+            return None;
+        }
+        let removed = slots.remove(position.slot);
+        self.len -= 1;
+        let next = self.chunks.get(position.chunk + 1);
+        match next.filter(|next| next.slots.len() + slots.len() <= CAPACITY / 2) {
+            Some(next) => {
+                slots.extend(next.slots.iter().cloned());
+                self.replace(position.chunk, 2, [slots]);
+            }
+            None if slots.is_empty() => self.replace(position.chunk, 1, []),
+            None => self.replace(position.chunk, 1, [slots]),
+        }
+        Some(removed)
+    }
+
+    /// Puts new chunks in the place of `count` old ones.
+    fn replace<const N: usize>(&mut self, at: usize, count: usize, new: [Vec<Slot>; N]) {
+        let firsts = new.each_ref().map(|slots| slots[0].base_gfn.number());
+        self.firsts.splice(at..at + count, firsts);
+        let chunks = new.map(|slots| Arc::new(Chunk::from_slots(slots)));
+        self.chunks.splice(at..at + count, chunks);
+    }
+
+    /// Panics where the order or a number is wrong.
+    pub fn check_invariants(&self) {
+        assert_eq!(self.firsts.len(), self.chunks.len());
+        assert_eq!(self.len, self.iter().count());
+        for (first, chunk) in self.firsts.iter().zip(&self.chunks) {
+            assert!(
+                (1..=CAPACITY).contains(&chunk.slots.len()),
+                "a chunk of no or too many slots"
+            );
+            assert_eq!(chunk.bases.len(), chunk.slots.len());
+            assert_eq!(*first, chunk.bases[0]);
+            for (base, slot) in chunk.bases.iter().zip(&chunk.slots) {
+                assert_eq!(*base, slot.base_gfn.number());
+                assert!(slot.npages > 0, "an empty slot");
+            }
+        }
+        let ends = self.iter().map(Slot::end_gfn);
+        for (end, next) in ends.zip(self.iter().skip(1)) {
+            assert!(end <= next.base_gfn, "{:?} overlaps its neighbour", next.id);
+        }
+    }
+}
+
+/// A reader of one address space that remembers the table and the slot of its last look-up.
+///
+/// For one thread (a vCPU's). While the table is unchanged, a look-up costs one load and one
+/// comparison more than the search, and no search at all where it hits the last slot again.
+pub struct Reader<'a> {
+    cache: Cache<&'a ArcSwap<Table>, Arc<Table>>,
+    last: Position,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(table: &'a ArcSwap<Table>) -> Self {
+        Self {
+            cache: Cache::new(table),
+            last: Position::default(),
+        }
+    }
+
+    /// The present table.
+    pub fn table(&mut self) -> &Arc<Table> {
+        self.cache.load()
+    }
+
+    /// The slot that holds a frame, and the generation of the table that says so.
+    #[inline]
+    pub fn find(&mut self, gfn: Gfn) -> Option<&Slot> {
+        let table = self.cache.load();
+        // The position may be of an older table: it is a hint, checked as any.
+        let hit = table
+            .chunks
+            .get(self.last.chunk)
+            .and_then(|c| c.slots.get(self.last.slot))
+            .is_some_and(|slot| slot.page_of(gfn).is_some());
+        if !hit {
+            self.last = table.position(gfn)?;
+        }
+        Some(table.at(self.last)).filter(|slot| slot.page_of(gfn).is_some())
+    }
+}
