@@ -8,12 +8,13 @@
 
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use addr::Hva;
 
 use super::instruction::table;
+use super::previous::{self, SIGNALS};
 
 /// The state of the thread that faulted, as the kernel saved it; changes take effect when the
 /// handler returns.
@@ -38,19 +39,16 @@ pub enum Verdict {
 /// A hook into the handler. It runs in signal context: no locks, no allocation.
 pub type Hook = fn(&mut Context<'_>) -> Verdict;
 
-const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 const MAX_HOOKS: usize = 8;
 
 static HOOKS: [AtomicPtr<()>; MAX_HOOKS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_HOOKS];
-static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
+static INSTALLED: Once = Once::new();
 
 /// Installs the handler, once for the process; calls after the first do nothing.
 ///
 /// [`crate::ram::GuestRam`] and [`crate::slot::Slots`] call it: nobody can have guest memory before.
 pub fn install() {
-    for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
-        previous.get_or_init(|| replace(signal));
-    }
+    INSTALLED.call_once(|| SIGNALS.into_iter().for_each(replace));
 }
 
 /// Adds a hook. Returns whether there was room for it (there are eight places).
@@ -68,12 +66,14 @@ pub fn register_hook(hook: Hook) -> bool {
     })
 }
 
-fn replace(signal: libc::c_int) -> libc::sigaction {
+fn replace(signal: libc::c_int) {
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: an all-zero sigaction is valid; the handler has the signature that SA_SIGINFO asks
     // for; `sigaction` can't fail for these signals and fills `old`.
     unsafe {
         libc::sigaction(signal, ptr::null(), old.as_mut_ptr());
+        // Before our handler can run and look for it.
+        previous::set(signal, old.assume_init());
         let mut new = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         new.sa_sigaction = handle as *const () as usize;
         new.sa_mask = old.assume_init_ref().sa_mask;
@@ -81,7 +81,6 @@ fn replace(signal: libc::c_int) -> libc::sigaction {
         // stack overflow from other faults there.
         new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigaction(signal, &raw const new, ptr::null_mut());
-        old.assume_init()
     }
 }
 
@@ -134,9 +133,7 @@ fn ask_hooks(state: &mut Context<'_>) -> bool {
 /// # Safety
 /// The arguments are those of a signal handler.
 unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let index = usize::from(signal == libc::SIGBUS);
-    // Not yet there only in the instants between the system call and the end of `get_or_init`.
-    let Some(previous) = PREVIOUS[index].get() else {
+    let Some(previous) = previous::previous(signal) else {
         return;
     };
     match previous.sa_sigaction {
@@ -145,7 +142,7 @@ unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: `previous` is what the kernel gave us, with the default action.
             unsafe {
-                let mut default = *previous;
+                let mut default = previous;
                 default.sa_sigaction = libc::SIG_DFL;
                 libc::sigaction(signal, &raw const default, ptr::null_mut());
             }

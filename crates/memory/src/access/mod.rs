@@ -31,12 +31,14 @@
 mod copy;
 mod handler;
 mod instruction;
+mod previous;
 
 use addr::Hva;
 
 pub use copy::{copy, fill, load, read, store, write};
 pub use handler::{Context, Hook, Verdict, install, register_hook};
 pub use instruction::Word;
+pub use previous::{previous, replace_previous};
 
 /// The host has no memory behind an address (to an API's caller: `EFAULT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
