@@ -44,6 +44,17 @@ pub(crate) fn check(
     Err(code)
 }
 
+/// Whether the same privilege may do `kind` as well.
+pub(crate) fn allows(
+    regime: &Regime,
+    rights: Rights,
+    pkey: u8,
+    privilege: Privilege,
+    kind: AccessKind,
+) -> bool {
+    check(regime, rights, pkey, Access::new(kind, privilege)).is_ok()
+}
+
 fn rights_allow(regime: &Regime, rights: Rights, access: Access) -> bool {
     let user_page = rights.contains(Rights::USER);
     if access.is_user() {

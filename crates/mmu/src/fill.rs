@@ -1,0 +1,335 @@
+//! From a guest physical address to the host's page: the nested and the direct path.
+//!
+//! One [`Fill`] serves one translation. It is the walker's memory, too: on the nested path the
+//! guest's page tables are themselves reached through the second level, which makes the walk
+//! two-dimensional.
+//!
+//! # The dirty log
+//! A page of a logged slot is mapped by a 4 KiB entry that lets writes fault. A write fault first
+//! lets writes through the entry, then marks the page. Not the other way round: a harvest takes the
+//! marks first and lets writes fault second, so of the two orders only this one leaves no page
+//! writable and unmarked.
+//!
+//! | fault         | harvest          | afterwards                                  |
+//! |---------------|------------------|---------------------------------------------|
+//! | allow, mark   | take, protect    | in this harvest, protected                  |
+//! | allow         | take             |                                             |
+//! | mark          | protect          | in the next harvest, protected              |
+//! |               | take, protect    |                                             |
+//! | allow, mark   |                  | in the next harvest, writable               |
+//!
+//! A write that goes through before the mark is set is made by a vCPU that has not passed its
+//! checkpoint; whoever harvests last has stopped all vCPUs and finds the mark.
+
+use std::time::Instant;
+
+use addr::{Address, Frame, Gfn, Gpa, Gva, Hva, PageSize};
+use memory::access as host;
+use memory::dirty::{DirtyGfn, Pushed};
+use memory::slot::Slot;
+
+use crate::access::{Access, AccessKind, Fault, HostFault};
+use crate::event::{Cause, FaultEvent, Installed};
+use crate::mmu::{Mmu, PagingPath, SharedRing, lock};
+use crate::nested::{Install, Outcome, SecondLevel, Spare, Writes, size_of};
+use crate::stats::VcpuStats;
+use crate::walker::{GuestPhysical, PteFault, PteUpdate, PteWidth};
+
+/// A host page that serves a guest physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostPage {
+    /// The byte asked for.
+    pub(crate) hva: Hva,
+    /// The largest aligned guest physical page for which the answer holds.
+    pub(crate) size: PageSize,
+    /// Whether writes may go on without asking.
+    pub(crate) writable: bool,
+}
+
+/// One translation in progress.
+pub(crate) struct Fill<'a> {
+    pub(crate) mmu: &'a Mmu,
+    pub(crate) space: usize,
+    pub(crate) spare: &'a mut Spare,
+    pub(crate) stats: &'a VcpuStats,
+    pub(crate) ring: Option<&'a SharedRing>,
+    pub(crate) vcpu: u32,
+    pub(crate) gva: Gva,
+    pub(crate) access: Access,
+    /// When it began, where somebody watches.
+    pub(crate) started: Option<Instant>,
+}
+
+impl Fill<'_> {
+    /// The host page at `gpa` for this kind of access; fills the second level.
+    #[inline]
+    pub(crate) fn host_page(&mut self, gpa: Gpa, kind: AccessKind) -> Result<HostPage, Fault> {
+        let mmu = self.mmu;
+        match mmu.second.get(self.space) {
+            Some(second) => self.nested_page(second, gpa, kind),
+            None => self.slot_page(gpa, kind),
+        }
+    }
+
+    #[inline]
+    fn nested_page(
+        &mut self,
+        second: &SecondLevel,
+        gpa: Gpa,
+        kind: AccessKind,
+    ) -> Result<HostPage, Fault> {
+        match second.lookup(gpa.frame()) {
+            Some(mapped) if kind != AccessKind::Write || mapped.writes == Writes::Allowed => {
+                Ok(HostPage {
+                    hva: in_page(mapped.frame.start(), gpa),
+                    size: size_of(mapped.level),
+                    writable: mapped.writes == Writes::Allowed,
+                })
+            }
+            _ => self.nested_fault(second, gpa, kind),
+        }
+    }
+
+    /// The second level has no entry that allows the access: slot, host address, entry.
+    #[inline(never)]
+    fn nested_fault(
+        &mut self,
+        second: &SecondLevel,
+        gpa: Gpa,
+        kind: AccessKind,
+    ) -> Result<HostPage, Fault> {
+        self.stats.pf_taken.increment();
+        let gfn = gpa.frame();
+        let table = self.mmu.slots.snapshot(self.space);
+        let slot = self.find(table.find(gfn), gpa, kind)?;
+        let what = plan(slot, gfn, kind);
+        let Some((mapped, outcome)) = second.install(gfn, what, self.spare) else {
+            // Beyond the second level's reach.
+            return Ok(self.from_slot(slot, gpa, kind));
+        };
+        if kind == AccessKind::Write && slot.logs_dirty() {
+            self.mark_dirty(slot, gfn);
+        }
+        let page = HostPage {
+            hva: in_page(mapped.frame.start(), gpa),
+            size: size_of(mapped.level),
+            writable: mapped.writes == Writes::Allowed,
+        };
+        let cause = match outcome {
+            Outcome::New => {
+                self.stats.pf_fixed.increment();
+                Cause::NotPresent
+            }
+            Outcome::Raised => {
+                self.stats.pf_fast.increment();
+                Cause::WriteProtected
+            }
+            Outcome::Found => {
+                self.stats.pf_spurious.increment();
+                Cause::Spurious
+            }
+        };
+        self.tell_installed(cause, gpa, &page);
+        Ok(page)
+    }
+
+    /// The direct path: the slot says it all.
+    pub(crate) fn slot_page(&mut self, gpa: Gpa, kind: AccessKind) -> Result<HostPage, Fault> {
+        let table = self.mmu.slots.snapshot(self.space);
+        let slot = self.find(table.find(gpa.frame()), gpa, kind)?;
+        Ok(self.from_slot(slot, gpa, kind))
+    }
+
+    #[expect(clippy::wrong_self_convention, reason = "a page made from a slot")]
+    fn from_slot(&mut self, slot: &Slot, gpa: Gpa, kind: AccessKind) -> HostPage {
+        let gfn = gpa.frame();
+        let marked = slot.logs_dirty() && self.is_marked(slot, gfn, kind);
+        HostPage {
+            // `find` has seen that the frame lies inside.
+            hva: slot.hva_at(gpa).unwrap_or(slot.hva),
+            size: size_of(largest_level(slot, gfn)),
+            writable: slot.is_writable() && (!slot.logs_dirty() || marked),
+        }
+    }
+
+    /// Whether the log knows of the page; a write makes it known.
+    fn is_marked(&mut self, slot: &Slot, gfn: Gfn, kind: AccessKind) -> bool {
+        if kind == AccessKind::Write {
+            self.mark_dirty(slot, gfn);
+            return true;
+        }
+        let page = gfn.number().wrapping_sub(slot.base_gfn.number());
+        slot.dirty.as_ref().is_some_and(|d| d.is_marked(page))
+    }
+
+    fn find<'s>(
+        &self,
+        slot: Option<&'s Slot>,
+        gpa: Gpa,
+        kind: AccessKind,
+    ) -> Result<&'s Slot, Fault> {
+        let Some(slot) = slot else {
+            self.stats.pf_mmio_spte_created.increment();
+            return Err(Fault::Mmio { gpa });
+        };
+        if kind == AccessKind::Write && !slot.is_writable() {
+            let hva = slot.hva_at(gpa).unwrap_or(slot.hva);
+            return Err(Fault::ReadOnly { gpa, hva });
+        }
+        Ok(slot)
+    }
+
+    fn mark_dirty(&self, slot: &Slot, gfn: Gfn) {
+        if slot.dirty.is_some() {
+            slot.mark_dirty(gfn);
+        } else if let (Some(ring), Some(offset)) = (self.ring, slot.page_of(gfn)) {
+            let entry = DirtyGfn {
+                slot: slot.id.raw(),
+                offset,
+            };
+            // A full ring and a ring that the host took away both show in `dirty_ring_full`, which
+            // the vCPU asks before it goes on.
+            let _: Result<Pushed, _> = lock(ring).push(entry);
+        }
+    }
+
+    pub(crate) fn tell_installed(&self, cause: Cause, gpa: Gpa, page: &HostPage) {
+        let installed = Installed {
+            size: page.size,
+            writable: page.writable,
+        };
+        self.tell(cause, Some(gpa), Some(page.hva), Some(installed));
+    }
+
+    /// One branch where nobody watches.
+    #[inline]
+    pub(crate) fn tell(
+        &self,
+        cause: Cause,
+        gpa: Option<Gpa>,
+        hva: Option<Hva>,
+        installed: Option<Installed>,
+    ) {
+        if let Some(started) = self.started {
+            let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.mmu.tell(&FaultEvent {
+                vcpu: self.vcpu,
+                path: self.mmu.path(),
+                cause,
+                access: self.access,
+                gva: self.gva,
+                gpa,
+                hva,
+                installed,
+                nanoseconds,
+            });
+        }
+    }
+
+    /// A guest page table at `gpa`.
+    fn table_page(&mut self, gpa: Gpa, kind: AccessKind) -> Result<HostPage, TableFault> {
+        self.host_page(gpa, kind).map_err(|fault| match fault {
+            Fault::ReadOnly { .. } => TableFault::ReadOnly,
+            _ => TableFault::NotMemory,
+        })
+    }
+}
+
+enum TableFault {
+    NotMemory,
+    ReadOnly,
+}
+
+impl GuestPhysical for Fill<'_> {
+    #[inline]
+    fn read_pte(&mut self, gpa: Gpa, width: PteWidth) -> Result<u64, PteFault> {
+        let page = self
+            .table_page(gpa, AccessKind::Read)
+            .map_err(|_| PteFault::NotMemory)?;
+        match width {
+            PteWidth::Four => host::load_word::<u32>(page.hva).map(u64::from),
+            PteWidth::Eight => host::load_word::<u64>(page.hva),
+        }
+        .map_err(|fault| {
+            PteFault::Host(HostFault {
+                gpa,
+                hva: fault.hva,
+            })
+        })
+    }
+
+    fn cmpxchg_pte(
+        &mut self,
+        gpa: Gpa,
+        width: PteWidth,
+        current: u64,
+        new: u64,
+    ) -> Result<PteUpdate, PteFault> {
+        let page = match self.table_page(gpa, AccessKind::Write) {
+            Ok(page) => page,
+            Err(TableFault::ReadOnly) => return Ok(PteUpdate::ReadOnly),
+            Err(TableFault::NotMemory) => return Err(PteFault::NotMemory),
+        };
+        let found = match width {
+            PteWidth::Four => {
+                host::compare_exchange(page.hva, current as u32, new as u32).map(u64::from)
+            }
+            PteWidth::Eight => host::compare_exchange(page.hva, current, new),
+        }
+        .map_err(|fault| {
+            PteFault::Host(HostFault {
+                gpa,
+                hva: fault.hva,
+            })
+        })?;
+        Ok(if found == current {
+            PteUpdate::Done
+        } else {
+            PteUpdate::Changed
+        })
+    }
+}
+
+/// What a fault on `gfn` of `slot` is to install.
+fn plan(slot: &Slot, gfn: Gfn, kind: AccessKind) -> Install {
+    let page = gfn.number().wrapping_sub(slot.base_gfn.number());
+    let noticed = kind == AccessKind::Write || !slot.logs_dirty();
+    Install {
+        frame: addr::Hfn::new(slot.hva.frame().number() + page),
+        level: largest_level(slot, gfn),
+        writes: if slot.is_writable() && noticed {
+            Writes::Allowed
+        } else {
+            Writes::Fault
+        },
+    }
+}
+
+/// The largest level whose page around `gfn` lies inside the slot; the lowest where it logs.
+fn largest_level(slot: &Slot, gfn: Gfn) -> u8 {
+    if slot.logs_dirty() {
+        return 1;
+    }
+    let first = slot.base_gfn.number();
+    let end = first + slot.npages;
+    for level in [3, 2] {
+        let pages = size_of(level).bytes() >> PageSize::Size4K.shift();
+        let start = gfn.number() & !(pages - 1);
+        if start >= first && start + pages <= end {
+            return level;
+        }
+    }
+    1
+}
+
+/// The byte of the host page that `gpa`'s offset names.
+fn in_page(page: Hva, gpa: Gpa) -> Hva {
+    page.wrapping_add(gpa.page_offset(PageSize::Size4K))
+}
+
+impl Mmu {
+    /// Whether this path keeps no tables of its own.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.path() == PagingPath::Direct
+    }
+}

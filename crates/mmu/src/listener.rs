@@ -1,0 +1,113 @@
+//! What the MMU does when memslots change or a dirty log is harvested.
+//!
+//! Slots publish a new table, then wait until every vCPU has passed a checkpoint: from then on
+//! nobody can look anything up in the old table, so nobody can install from it. Only then
+//! ([`Listener::settled`]) are entries taken away, and every vCPU made to flush once more, because
+//! it may have used them meanwhile. Taking them away earlier would leave a hole: a vCPU that found
+//! the old slot just before could install its page just after.
+
+use addr::Gfn;
+use memory::dirty::{DirtyGfn, DirtyWord};
+use memory::slot::{Change, Listener, Slot, SlotId};
+
+use crate::mmu::{Mmu, lock};
+use crate::nested::{Frames, SecondLevel, Spare};
+
+impl Listener for Mmu {
+    fn settled(&self, change: &Change) {
+        match change {
+            Change::Deleted { old } | Change::Moved { old, .. } => self.forget(old),
+            Change::FlagsChanged { old, new } => self.relog(old, new),
+            Change::Created { .. } | Change::Unchanged => {}
+        }
+    }
+
+    fn write_protect(&self, slot: &Slot, words: &[DirtyWord]) {
+        let _changes = lock(&self.changes);
+        if let Some(second) = self.second.get(slot.id.address_space()) {
+            for word in words {
+                let first = slot.base_gfn.number() + word.index as u64 * 64;
+                second.protect_word(Gfn::new(first), word.mask);
+            }
+        }
+    }
+}
+
+impl Mmu {
+    /// A slot is gone.
+    fn forget(&self, old: &Slot) {
+        if let Some(second) = self.second.get(old.id.address_space()) {
+            self.change_and_recycle(second, |unlinked| second.zap(frames(old), unlinked));
+        }
+    }
+
+    /// A slot has other flags: its dirty log begins or ends.
+    fn relog(&self, old: &Slot, new: &Slot) {
+        let Some(second) = self.second.get(new.id.address_space()) else {
+            return;
+        };
+        match (old.logs_dirty(), new.logs_dirty()) {
+            (false, true) => {
+                let mut spare = Spare::new();
+                let changes = lock(&self.changes);
+                if starts_all_dirty(new) {
+                    second.split(frames(new), &mut spare);
+                } else {
+                    second.protect(frames(new), &mut spare);
+                }
+                drop(changes);
+                second.return_spare(&mut spare);
+                self.flush_vcpus();
+            }
+            (true, false) => {
+                self.change_and_recycle(second, |unlinked| {
+                    second.collapse(&frames(new), unlinked);
+                });
+            }
+            _ => {}
+        }
+    }
+
+    fn change_and_recycle(
+        &self,
+        second: &SecondLevel,
+        change: impl FnOnce(&mut Vec<crate::nested::TableRef>),
+    ) {
+        let mut unlinked = Vec::new();
+        {
+            let _changes = lock(&self.changes);
+            change(&mut unlinked);
+        }
+        self.flush_vcpus();
+        second.recycle(unlinked);
+    }
+
+    /// Pages of dirty rings: the next write to each must be noticed. The monitor wrote these
+    /// numbers: none is trusted.
+    pub(crate) fn protect_ring_pages(&self, pages: &[DirtyGfn]) {
+        for page in pages {
+            let id = SlotId::new(page.slot);
+            let slot = self.slots.get(id);
+            let _changes = lock(&self.changes);
+            let second = self.second.get(id.address_space());
+            if let (Some(second), Some(slot)) = (second, slot)
+                && page.offset < slot.npages
+            {
+                second.protect_word(Gfn::new(slot.base_gfn.number() + page.offset), 1);
+            }
+        }
+    }
+}
+
+fn frames(slot: &Slot) -> Frames {
+    slot.base_gfn.number()..slot.end_gfn().number()
+}
+
+/// Whether the log begins with every page marked (`KVM_DIRTY_LOG_INITIALLY_SET`): then no write
+/// needs to be noticed before the first harvest.
+fn starts_all_dirty(slot: &Slot) -> bool {
+    let Some(bitmap) = &slot.dirty else {
+        return false;
+    };
+    (0..slot.npages).all(|page| bitmap.is_marked(page))
+}

@@ -1,0 +1,218 @@
+//! What the vCPUs of one VM share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use addr::Gpa;
+use arc_swap::ArcSwapOption;
+use memory::access;
+use memory::dirty::DirtyRing;
+use memory::quiesce::{Domain, Participant, Requests};
+use memory::slot::{Listener, Slots};
+
+use crate::event::{FaultEvent, Subscriber};
+use crate::nested::{SecondLevel, SecondLevelEntry};
+use crate::stats::{VcpuStats, VmStats};
+
+/// How a guest's address becomes a host pointer. The guest can't tell which it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PagingPath {
+    /// The guest's tables, then the second level, which is filled lazily.
+    #[default]
+    Nested,
+    /// Shadow tables, kept in step with the guest's.
+    Shadow,
+    /// The guest's tables, then the memslots; nothing is kept but the CPU's TLB.
+    Direct,
+}
+
+/// What an [`Mmu`] is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmuConfig {
+    /// Which path.
+    pub path: PagingPath,
+    /// Guest physical addresses of at most so many bits get entries in the second level (31 to 52);
+    /// what lies beyond is looked up in the memslots each time.
+    pub max_phys_bits: u8,
+    /// Shadow pages to keep at most; beyond, all are dropped and made anew as needed.
+    pub shadow_pages: usize,
+}
+
+impl Default for MmuConfig {
+    fn default() -> Self {
+        Self {
+            path: PagingPath::Nested,
+            max_phys_bits: 46,
+            shadow_pages: 8192,
+        }
+    }
+}
+
+/// A vCPU's ring, shared with whoever resets it.
+pub(crate) type SharedRing = Arc<Mutex<DirtyRing>>;
+
+/// The MMU of one VM.
+///
+/// # Locks
+/// Order: the slots' writer lock, then [`Mmu::changes`], then that of the shadow tables. None is
+/// held while waiting for vCPUs but the first, which no vCPU takes in guest mode.
+pub struct Mmu {
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) config: MmuConfig,
+    /// One second level per address space; none on the other paths.
+    pub(crate) second: Vec<SecondLevel>,
+    /// Serialises those who take entries away from the second level.
+    pub(crate) changes: Mutex<()>,
+    rings: Mutex<Vec<SharedRing>>,
+    vcpus: Mutex<Vec<Arc<VcpuStats>>>,
+    stats: VmStats,
+    observed: AtomicBool,
+    subscriber: ArcSwapOption<Box<dyn Subscriber>>,
+}
+
+impl Mmu {
+    /// An MMU for these slots. It listens to their changes until it is dropped.
+    pub fn new(slots: &Arc<Slots>, config: MmuConfig) -> Arc<Self> {
+        let spaces = match config.path {
+            PagingPath::Nested => slots.config().address_spaces,
+            PagingPath::Shadow | PagingPath::Direct => 0,
+        };
+        let mmu = Arc::new(Self {
+            slots: Arc::clone(slots),
+            config,
+            second: (0..spaces)
+                .map(|_| SecondLevel::new(config.max_phys_bits.into()))
+                .collect(),
+            changes: Mutex::default(),
+            rings: Mutex::default(),
+            vcpus: Mutex::default(),
+            stats: VmStats::default(),
+            observed: AtomicBool::new(false),
+            subscriber: ArcSwapOption::empty(),
+        });
+        let listener: Weak<dyn Listener> = Arc::downgrade(&mmu) as Weak<dyn Listener>;
+        slots.listen(listener);
+        mmu
+    }
+
+    /// The slots that it translates by.
+    pub fn slots(&self) -> &Arc<Slots> {
+        &self.slots
+    }
+
+    /// The VM's readers.
+    pub fn domain(&self) -> &Arc<Domain> {
+        self.slots.domain()
+    }
+
+    /// The path.
+    pub fn path(&self) -> PagingPath {
+        self.config.path
+    }
+
+    /// The VM's counters.
+    pub fn stats(&self) -> &VmStats {
+        &self.stats
+    }
+
+    /// Pages mapped now: 4 KiB, 2 MiB, 1 GiB (kvm's `pages_4k`, `pages_2m`, `pages_1g`).
+    pub fn pages(&self) -> [u64; 3] {
+        let mut sums = [0_i64; 3];
+        for counts in self.second.iter().map(|s| &s.counts) {
+            for (sum, count) in sums.iter_mut().zip(counts.get()) {
+                *sum += count;
+            }
+        }
+        sums.map(|n| u64::try_from(n).unwrap_or(0))
+    }
+
+    /// Bytes of the tables of this path.
+    pub fn table_bytes(&self) -> usize {
+        self.second.iter().map(SecondLevel::bytes).sum()
+    }
+
+    /// The counters of all vCPUs that exist.
+    pub fn vcpu_stats(&self) -> Vec<Arc<VcpuStats>> {
+        lock(&self.vcpus).clone()
+    }
+
+    /// Sets who sees faults, or `None` for nobody.
+    pub fn set_subscriber(&self, subscriber: Option<Box<dyn Subscriber>>) {
+        let observed = subscriber.is_some();
+        self.subscriber.store(subscriber.map(Arc::new));
+        self.observed.store(observed, Ordering::Release);
+    }
+
+    /// The entries of the second level on the way to `gpa`, from the root on; for those who show.
+    pub fn second_level(&self, address_space: usize, gpa: Gpa) -> Vec<SecondLevelEntry> {
+        self.second
+            .get(address_space)
+            .map_or_else(Vec::new, |second| second.path_to(gpa.frame()))
+    }
+
+    /// Takes back the entries that the monitor collected from all dirty rings, and has the next
+    /// write to each page noticed (`KVM_RESET_DIRTY_RINGS`). Returns how many.
+    pub fn reset_dirty_rings(&self) -> Result<u32, access::HostFault> {
+        let rings = lock(&self.rings).clone();
+        let mut pages = Vec::new();
+        let mut count = 0;
+        for ring in rings {
+            count += lock(&ring).reset(|page| pages.push(page))?;
+        }
+        if !pages.is_empty() {
+            self.protect_ring_pages(&pages);
+            self.flush_vcpus();
+        }
+        Ok(count)
+    }
+
+    /// Checks the rules of the tables; nobody may use the MMU meanwhile.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.second
+            .iter()
+            .try_for_each(SecondLevel::check_invariants)
+    }
+
+    /// Every vCPU drops its TLB and has passed a checkpoint.
+    pub(crate) fn flush_vcpus(&self) {
+        let none = self.flush_vcpus_from(None);
+        debug_assert!(none.is_empty(), "no vCPU asked");
+    }
+
+    /// The same, asked by a vCPU: what others asked of it meanwhile.
+    #[must_use]
+    pub(crate) fn flush_vcpus_from(&self, from: Option<&Participant>) -> Requests {
+        self.stats.remote_tlb_flush_requests.add(1);
+        self.stats.remote_tlb_flush.add(1);
+        self.domain().request_and_wait(Requests::FLUSH_TLB, from)
+    }
+
+    /// Whether faults are to be timed and told.
+    #[inline]
+    pub(crate) fn is_observed(&self) -> bool {
+        self.observed.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    pub(crate) fn tell(&self, event: &FaultEvent) {
+        if let Some(subscriber) = &*self.subscriber.load() {
+            subscriber.fault(event);
+        }
+    }
+
+    pub(crate) fn register_vcpu(&self, stats: &Arc<VcpuStats>) {
+        let mut vcpus = lock(&self.vcpus);
+        vcpus.retain(|v| Arc::strong_count(v) > 1);
+        vcpus.push(Arc::clone(stats));
+    }
+
+    pub(crate) fn register_ring(&self, ring: &SharedRing) {
+        let mut rings = lock(&self.rings);
+        rings.retain(|r| Arc::strong_count(r) > 1);
+        rings.push(Arc::clone(ring));
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

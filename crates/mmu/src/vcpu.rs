@@ -1,0 +1,285 @@
+//! One vCPU's side of the MMU: its registers, and the translation of its accesses.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use addr::{Gpa, Gva, Hva};
+use memory::dirty::{DirtyRing, RingError};
+use x86::paging::PagingMode;
+
+use crate::access::{Access, AccessKind, Fault, Translation};
+use crate::event::Cause;
+use crate::fill::{Fill, HostPage};
+use crate::mmu::{Mmu, SharedRing, lock};
+use crate::nested::Spare;
+use crate::registers::{PagingFeatures, PagingRegisters, Regime};
+use crate::rights;
+use crate::stats::VcpuStats;
+use crate::walker::{self, AccessedDirty, GuestPage, Observer, WalkFault};
+
+/// What a change of the vCPU's translations asks of the CPU beyond what the architecture asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a TLB that keeps what the MMU took away is wrong"]
+pub enum TlbEffect {
+    /// Nothing: flush what the architecture says.
+    Architectural,
+    /// Drop every entry, global ones and those of other PCIDs included.
+    FlushAll,
+}
+
+/// Where an address leads, found without side effects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// What the guest's tables say.
+    pub page: GuestPage,
+    /// Where the byte lies in the monitor, if in a memslot.
+    pub hva: Option<Hva>,
+}
+
+/// The MMU of one vCPU; used in that vCPU's thread alone.
+///
+/// [`VcpuMmu::translate`] is called in guest mode (inside the VM's `Domain`): what it returns is
+/// valid until the vCPU's next checkpoint.
+pub struct VcpuMmu {
+    mmu: Arc<Mmu>,
+    id: u32,
+    space: usize,
+    registers: PagingRegisters,
+    features: PagingFeatures,
+    regime: Regime,
+    spare: Spare,
+    stats: Arc<VcpuStats>,
+    ring: Option<SharedRing>,
+}
+
+impl VcpuMmu {
+    /// The MMU of vCPU `id`, with paging off.
+    pub fn new(mmu: &Arc<Mmu>, id: u32) -> Self {
+        let registers = PagingRegisters::default();
+        let features = PagingFeatures::default();
+        let stats = Arc::new(VcpuStats::default());
+        mmu.register_vcpu(&stats);
+        Self {
+            mmu: Arc::clone(mmu),
+            id,
+            space: 0,
+            registers,
+            features,
+            regime: Regime::new(&registers, features),
+            spare: Spare::new(),
+            stats,
+            ring: None,
+        }
+    }
+
+    /// The VM's MMU.
+    pub fn mmu(&self) -> &Arc<Mmu> {
+        &self.mmu
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> &Arc<VcpuStats> {
+        &self.stats
+    }
+
+    /// What the registers mean.
+    pub fn regime(&self) -> &Regime {
+        &self.regime
+    }
+
+    /// The registers as last set.
+    pub fn registers(&self) -> &PagingRegisters {
+        &self.registers
+    }
+
+    /// What CPUID says about paging. The CPU flushes its TLB afterwards.
+    pub fn set_features(&mut self, features: PagingFeatures) {
+        self.features = features;
+        self.regime = Regime::new(&self.registers, features);
+    }
+
+    /// The address space of memslots: 0, or 1 in system management mode. The CPU flushes its TLB.
+    pub fn set_address_space(&mut self, space: usize) {
+        // Tables at hand belong to the second level that they were taken from.
+        self.return_spare();
+        self.space = space;
+    }
+
+    /// The registers, after any of them was written. The CPU flushes its TLB as the architecture
+    /// says, and as the answer says.
+    pub fn set_registers(&mut self, registers: &PagingRegisters) -> TlbEffect {
+        self.registers = *registers;
+        self.regime = Regime::new(registers, self.features);
+        TlbEffect::Architectural
+    }
+
+    /// `INVLPG`, or `INVPCID` of one address in the present context.
+    pub fn invalidate_page(&mut self, _gva: Gva) -> TlbEffect {
+        self.stats.invlpg.increment();
+        TlbEffect::Architectural
+    }
+
+    /// Everything else that invalidates: a write to CR3 that flushes, `INVPCID` of a context or of
+    /// all, a change of CR0 or CR4 that flushes.
+    pub fn invalidate_all(&mut self) -> TlbEffect {
+        self.stats.tlb_flush.increment();
+        TlbEffect::Architectural
+    }
+
+    /// A dirty ring of `bytes` bytes of zeroed memory at `entries`, which outlives this vCPU.
+    pub fn set_dirty_ring(&mut self, entries: Hva, bytes: u64) -> Result<(), RingError> {
+        let ring = Arc::new(Mutex::new(DirtyRing::new(entries, bytes)?));
+        self.mmu.register_ring(&ring);
+        self.ring = Some(ring);
+        Ok(())
+    }
+
+    /// Whether the vCPU must leave with `KVM_EXIT_DIRTY_RING_FULL` before it goes on.
+    pub fn dirty_ring_full(&self) -> bool {
+        self.ring.as_ref().is_some_and(|r| lock(r).is_soft_full())
+    }
+
+    /// Translates `gva` for `access`: walks the guest's tables, sets A and D, fills this path's
+    /// tables, marks the dirty log.
+    #[inline]
+    pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
+        let (mut fill, regime) = self.fill(gva, access);
+        let page = match walker::walk(&mut fill, regime, gva, access, AccessedDirty::Set, &mut ()) {
+            Ok(page) => page,
+            Err(fault) => return Err(guest_fault(&fill, fault)),
+        };
+        match fill.host_page(page.gpa, access.kind) {
+            Ok(host) => {
+                if fill.mmu.is_direct() {
+                    fill.tell_installed(Cause::TlbFill, page.gpa, &host);
+                }
+                Ok(translation(regime, access, &page, &host))
+            }
+            Err(fault) => Err(left(&fill, fault)),
+        }
+    }
+
+    /// What `translate` would find, but without any side effect: for `KVM_TRANSLATE` and `explain`.
+    /// The observer sees each entry of the guest's tables.
+    pub fn probe<O: Observer>(
+        &mut self,
+        gva: Gva,
+        access: Access,
+        observer: &mut O,
+    ) -> Result<Probe, Fault> {
+        let slots = Arc::clone(self.mmu.slots());
+        let table = slots.snapshot(self.space);
+        let mut memory = crate::slot_tables::SlotTables::new(&table);
+        let policy = AccessedDirty::Leave;
+        let page = walker::walk(&mut memory, &self.regime, gva, access, policy, observer)
+            .map_err(Fault::from)?;
+        let hva = table
+            .find(page.gpa.frame())
+            .and_then(|s| s.hva_at(page.gpa));
+        Ok(Probe { page, hva })
+    }
+
+    /// The PDPTEs that a `MOV` to CR3 loads in PAE paging (SDM 3A, 5.4.1). `None`: one of them is
+    /// present with a reserved bit set, or lies outside memory, and the instruction faults with
+    /// `#GP(0)`.
+    pub fn load_pdptrs(&mut self, cr3: u64) -> Option<[u64; 4]> {
+        let table = self.mmu.slots.snapshot(self.space);
+        let mut memory = crate::slot_tables::SlotTables::new(&table);
+        crate::slot_tables::load_pdptrs(&mut memory, Gpa::new(cr3 & 0xffff_ffe0), self.features)
+    }
+
+    fn fill(&mut self, gva: Gva, access: Access) -> (Fill<'_>, &Regime) {
+        let fill = Fill {
+            mmu: &self.mmu,
+            space: self.space,
+            spare: &mut self.spare,
+            stats: &self.stats,
+            ring: self.ring.as_ref(),
+            vcpu: self.id,
+            gva,
+            access,
+            started: self.mmu.is_observed().then(Instant::now),
+        };
+        (fill, &self.regime)
+    }
+
+    fn return_spare(&mut self) {
+        if let Some(second) = self.mmu.second.get(self.space) {
+            second.return_spare(&mut self.spare);
+        }
+    }
+
+    /// The mode of paging.
+    pub fn mode(&self) -> PagingMode {
+        self.regime.mode()
+    }
+}
+
+impl Drop for VcpuMmu {
+    fn drop(&mut self) {
+        self.return_spare();
+    }
+}
+
+impl From<WalkFault> for Fault {
+    fn from(fault: WalkFault) -> Self {
+        match fault {
+            WalkFault::Page(fault) => Self::Page(fault),
+            WalkFault::Host(fault) => Self::Host(fault),
+        }
+    }
+}
+
+/// Counts and tells a fault of the walk.
+#[cold]
+fn guest_fault(fill: &Fill<'_>, fault: WalkFault) -> Fault {
+    match fault {
+        WalkFault::Page(page) => {
+            fill.stats.pf_guest.increment();
+            fill.tell(Cause::Guest(page.error_code), None, None, None);
+        }
+        WalkFault::Host(host) => {
+            fill.tell(Cause::Host, Some(host.gpa), Some(host.hva), None);
+        }
+    }
+    fault.into()
+}
+
+/// Counts and tells an access that leaves for the monitor.
+#[cold]
+fn left(fill: &Fill<'_>, fault: Fault) -> Fault {
+    match fault {
+        Fault::Mmio { gpa } => {
+            fill.stats.pf_emulate.increment();
+            fill.tell(Cause::Mmio, Some(gpa), None, None);
+        }
+        Fault::ReadOnly { gpa, hva } => {
+            fill.stats.pf_emulate.increment();
+            fill.tell(Cause::ReadOnly, Some(gpa), Some(hva), None);
+        }
+        Fault::Page(_) | Fault::Host(_) => {}
+    }
+    fault
+}
+
+/// Both halves of the answer together.
+#[inline]
+pub(crate) fn translation(
+    regime: &Regime,
+    access: Access,
+    page: &GuestPage,
+    host: &HostPage,
+) -> Translation {
+    let may = |kind| rights::allows(regime, page.rights, page.pkey, access.privilege, kind);
+    Translation {
+        gpa: page.gpa,
+        hva: host.hva,
+        size: page.size.min(host.size),
+        user: page.rights.contains(rights::Rights::USER),
+        readable: may(AccessKind::Read),
+        writable: page.dirty && host.writable && may(AccessKind::Write),
+        executable: may(AccessKind::Execute),
+        global: page.global,
+        pkey: page.pkey,
+    }
+}

@@ -1,0 +1,106 @@
+//! A machine without a CPU: RAM, slots, an MMU and one vCPU's side of it.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(unreachable_pub, reason = "shared by test files")]
+
+use std::sync::Arc;
+
+use addr::{Address, Gpa, Hva};
+use memory::access;
+use memory::quiesce::Domain;
+use memory::ram::{GuestRam, RamConfig};
+use memory::slot::{Change, Region, SlotError, SlotFlags, Slots, SlotsConfig};
+use mmu::{Access, AccessKind, Mmu, MmuConfig, PagingPath, PagingRegisters, Privilege, VcpuMmu};
+use x86::control::{Cr0, Cr4, Efer};
+
+pub const READ: Access = Access::new(AccessKind::Read, Privilege::Supervisor);
+pub const WRITE: Access = Access::new(AccessKind::Write, Privilege::Supervisor);
+pub const EXECUTE: Access = Access::new(AccessKind::Execute, Privilege::Supervisor);
+
+pub const PATHS: [PagingPath; 3] = [PagingPath::Nested, PagingPath::Shadow, PagingPath::Direct];
+
+pub struct Machine {
+    pub ram: GuestRam,
+    pub domain: Arc<Domain>,
+    pub slots: Arc<Slots>,
+    pub mmu: Arc<Mmu>,
+    pub vcpu: VcpuMmu,
+}
+
+impl Machine {
+    /// RAM of `bytes` bytes, in no slot yet.
+    pub fn without_slots(path: PagingPath, bytes: u64) -> Self {
+        let ram = GuestRam::new(&RamConfig::new(bytes)).expect("RAM");
+        let domain = Domain::new();
+        let slots = Slots::new(Arc::clone(&domain), SlotsConfig::default());
+        let config = MmuConfig {
+            path,
+            ..MmuConfig::default()
+        };
+        let mmu = Mmu::new(&slots, config);
+        let vcpu = VcpuMmu::new(&mmu, 0);
+        Self {
+            ram,
+            domain,
+            slots,
+            mmu,
+            vcpu,
+        }
+    }
+
+    /// RAM of `bytes` bytes from guest physical address 0.
+    pub fn new(path: PagingPath, bytes: u64) -> Self {
+        let machine = Self::without_slots(path, bytes);
+        machine
+            .slot(0, Gpa::new(0), 0, bytes, SlotFlags::empty())
+            .expect("a slot for all RAM");
+        machine
+    }
+
+    /// A slot of `bytes` bytes from `offset` into RAM.
+    pub fn slot(
+        &self,
+        number: u32,
+        gpa: Gpa,
+        offset: u64,
+        bytes: u64,
+        flags: SlotFlags,
+    ) -> Result<Change, SlotError> {
+        self.slots.set_region(&Region {
+            slot: number,
+            flags: flags.bits(),
+            gpa,
+            size: bytes,
+            hva: self.host(offset),
+        })
+    }
+
+    /// The host address of a byte of RAM.
+    pub fn host(&self, offset: u64) -> Hva {
+        self.ram.hva().wrapping_add(offset)
+    }
+
+    pub fn poke(&self, offset: u64, value: u64) {
+        access::store_word(self.host(offset), value).expect("RAM is there");
+    }
+
+    pub fn peek(&self, offset: u64) -> u64 {
+        access::load_word(self.host(offset)).expect("RAM is there")
+    }
+}
+
+/// Registers of a mode, with write protection and NX where the mode has it.
+pub fn registers(cr4: Cr4, efer: Efer, cr3: u64) -> PagingRegisters {
+    PagingRegisters {
+        cr0: (Cr0::PE | Cr0::PG | Cr0::WP).bits(),
+        cr3,
+        cr4: cr4.bits(),
+        efer: efer.bits(),
+        ..PagingRegisters::default()
+    }
+}
+
+/// 4-level paging with NX.
+pub fn long_mode(cr3: u64) -> PagingRegisters {
+    registers(Cr4::PAE | Cr4::PGE, Efer::LME | Efer::LMA | Efer::NXE, cr3)
+}
