@@ -6,8 +6,20 @@ use cargo_metadata::MetadataCommand;
 /// The crates from top to bottom. A crate may use (also in its tests and its build script) any
 /// crate further down, and none further up.
 const LAYERS: &[&str] = &[
-    "xtask", "fourfold", "preload", "explain", "vmm", "devices", "accel", "kvm", "cpu", "mmu",
-    "memory", "x86", "addr",
+    "xtask",
+    "fourfold",
+    "preload",
+    "explain",
+    "vmm",
+    "devices",
+    "accel",
+    "kvm",
+    "differential",
+    "cpu",
+    "mmu",
+    "memory",
+    "x86",
+    "addr",
 ];
 
 /// Checks every dependency edge between workspace members, dev- and build-dependencies included.

@@ -1,0 +1,23 @@
+//! The physical CPU as an oracle: the same bytes run natively and on the CPU under test, compared bit for bit.
+//!
+//! Generators and oracles are separate:
+//!
+//! | module       | what it does                                                             |
+//! |--------------|--------------------------------------------------------------------------|
+//! | [`layout`]   | where code and data lie, the same on both sides                          |
+//! | [`case`]     | what goes in and what comes out                                          |
+//! | [`generate`] | draws forms, operands, states, programs                                  |
+//! | [`native`]   | runs cases on the physical CPU, in a child process                       |
+//! | [`compare`]  | two outcomes side by side                                                |
+//! | [`minimise`] | makes a failing case small                                               |
+//! | [`campaign`] | a run through the catalogue                                              |
+//! | [`report`]   | how a divergence is printed                                              |
+
+pub mod campaign;
+pub mod case;
+pub mod compare;
+pub mod generate;
+pub mod layout;
+pub mod minimise;
+pub mod native;
+pub mod report;
