@@ -1,6 +1,7 @@
 //! The quality gate: `cargo xtask check` runs all that CI runs.
 
 mod gate;
+mod harness;
 mod layers;
 mod selftests;
 mod workspace;
@@ -24,6 +25,9 @@ enum Task {
     Layers,
     /// The kernel's own KVM selftests on our KVM and on the kernel's, side by side
     Selftests(selftests::Options),
+    /// Every form of instruction natively and translated, compared bit for bit
+    #[command(disable_help_flag = true)]
+    Differential(harness::Arguments),
 }
 
 fn main() -> Result<()> {
@@ -31,5 +35,6 @@ fn main() -> Result<()> {
         Task::Check => gate::check(),
         Task::Layers => layers::check(),
         Task::Selftests(options) => selftests::main(&options),
+        Task::Differential(arguments) => harness::run("differential", &arguments),
     }
 }
