@@ -10,13 +10,13 @@ use differential::minimise::Pair;
 use differential::native::NativeCpu;
 
 /// Runs `code` natively from `state` over zeroed memory.
-fn run(mode: Mode, code: &[u8], state: State) -> differential::case::Outcome {
+fn run(mode: Mode, code: &[u8], state: &State) -> differential::case::Outcome {
     let batch = Batch {
         pattern: Box::new([0; DATA_BYTES]),
         programs: vec![Program::new(mode, 0x100, code).unwrap()],
         cases: vec![Case {
             program: 0,
-            state,
+            state: *state,
             patches: [Patch::EMPTY; 3],
         }],
     };
@@ -33,7 +33,7 @@ fn an_addition_with_its_flags() {
     let mut state = State::initial();
     state.gpr[0] = 0x7fff_ffff_ffff_ffff;
     state.gpr[3] = 1;
-    let outcome = run(Mode::Long, &[0x48, 0x01, 0xd8], state); // add %rbx,%rax
+    let outcome = run(Mode::Long, &[0x48, 0x01, 0xd8], &state); // add %rbx,%rax
     assert_eq!(outcome.ending.vector, 3);
     assert_eq!(outcome.state.gpr[0], 0x8000_0000_0000_0000);
     assert_eq!(outcome.state.rflags & 0x8d5, 0x894, "OF SF AF PF");
@@ -45,11 +45,11 @@ fn a_store_and_a_fault() {
     let mut state = State::initial();
     state.gpr[0] = 0x1122_3344_5566_7788;
     state.gpr[7] = WINDOWS[1].raw() + 0x20;
-    let outcome = run(Mode::Long, &[0x48, 0x89, 0x07], state); // mov %rax,(%rdi)
+    let outcome = run(Mode::Long, &[0x48, 0x89, 0x07], &state); // mov %rax,(%rdi)
     assert_eq!(outcome.memory[0x20..0x28], state.gpr[0].to_le_bytes());
 
     state.gpr[7] = WINDOWS[1].raw() + 0x2ffc; // into the read-only page
-    let outcome = run(Mode::Long, &[0x48, 0x89, 0x07], state);
+    let outcome = run(Mode::Long, &[0x48, 0x89, 0x07], &state);
     assert_eq!(outcome.ending.vector, 14);
     assert_eq!(outcome.ending.error_code, 7, "present, write, user");
     assert_eq!(outcome.ending.cr2, WINDOWS[1].raw() + 0x3000);
@@ -58,7 +58,7 @@ fn a_store_and_a_fault() {
 
 #[test]
 fn code_without_end_is_stopped() {
-    let outcome = run(Mode::Long, &[0xeb, 0xfe], State::initial());
+    let outcome = run(Mode::Long, &[0xeb, 0xfe], &State::initial());
     assert!(!outcome.ending.is_exception());
 }
 
@@ -66,7 +66,7 @@ fn code_without_end_is_stopped() {
 fn thirty_two_bit_code_runs_too() {
     let mut state = State::initial();
     state.gpr[0] = 0x0f;
-    let outcome = run(Mode::Compat32, &[0x37], state); // aaa
+    let outcome = run(Mode::Compat32, &[0x37], &state); // aaa
     assert_eq!(outcome.state.gpr[0], 0x105);
 }
 
