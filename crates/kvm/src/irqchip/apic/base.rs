@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::registers::{self, lvt, lvt_register, reg, x2apic_ldr};
-use super::{Effects, Lapic, Reset, Role};
+use super::{ApicFeatures, Effects, Lapic, Reset, Role};
 
 const BSP: u64 = 1 << 8;
 const EXTD: u64 = 1 << 10;
@@ -48,9 +48,11 @@ pub enum BaseWriter {
 }
 
 /// Whether `new` may replace `old`; otherwise `#GP`, or the ioctl fails.
-pub fn check_base(old: u64, new: u64, writer: BaseWriter, physical_bits: u8, x2apic: bool) -> bool {
-    let above = u64::MAX.checked_shl(u32::from(physical_bits)).unwrap_or(0);
-    let reserved = above | 0x2ff | if x2apic { 0 } else { EXTD };
+pub fn check_base(old: u64, new: u64, writer: BaseWriter, features: ApicFeatures) -> bool {
+    let above = u64::MAX
+        .checked_shl(u32::from(features.physical_bits))
+        .unwrap_or(0);
+    let reserved = above | 0x2ff | if features.x2apic { 0 } else { EXTD };
     let (from, to) = (ApicMode::of(old), ApicMode::of(new));
     if new & reserved != 0 || to == ApicMode::Invalid {
         return false;
@@ -90,9 +92,7 @@ impl Lapic {
 
     /// Writes `IA32_APIC_BASE`, if [`check_base`] allows it.
     pub fn set_base(&self, value: u64, writer: BaseWriter) -> Result<Effects, super::Refused> {
-        let bits = self.physical_bits.load(Ordering::Relaxed);
-        let x2apic = self.x2apic_allowed.load(Ordering::Relaxed);
-        if !check_base(self.base(), value, writer, bits, x2apic) {
+        if !check_base(self.base(), value, writer, self.features()) {
             return Err(super::Refused);
         }
         self.store_base(value);

@@ -213,6 +213,11 @@ impl Lapic {
         self.page.get(reg::SPIV) & registers::SPIV_ENABLED != 0
     }
 
+    /// Whether its EOIs stay its own, for a guest that writes the IOAPIC's EOI register.
+    pub fn has_directed_eoi(&self) -> bool {
+        self.page.get(reg::SPIV) & registers::SPIV_DIRECTED_EOI != 0
+    }
+
     /// Whether it takes ordinary interrupts.
     pub fn is_enabled(&self) -> bool {
         self.is_software_enabled() && self.is_hardware_enabled()
@@ -231,6 +236,15 @@ impl Lapic {
         self.physical_bits
             .store(features.physical_bits, Ordering::Relaxed);
         self.set_version();
+    }
+
+    /// What [`Self::set_features`] said.
+    pub fn features(&self) -> ApicFeatures {
+        ApicFeatures {
+            x2apic: self.x2apic_allowed.load(Ordering::Relaxed),
+            tsc_deadline: self.timer_mode_mask.load(Ordering::Relaxed) == 3 << 17,
+            physical_bits: self.physical_bits.load(Ordering::Relaxed),
+        }
     }
 
     /// Whether there is an LVT entry for corrected machine checks (`MCG_CAP`).

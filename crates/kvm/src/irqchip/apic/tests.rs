@@ -61,11 +61,7 @@ fn bench(id: u32) -> Bench {
         time: clock.clone(),
         alarm: Arc::new(NoAlarm),
     });
-    lapic.set_features(ApicFeatures {
-        x2apic: true,
-        tsc_deadline: true,
-        physical_bits: 40,
-    });
+    lapic.set_features(FEATURES);
     Bench { lapic, bell, clock }
 }
 
@@ -91,6 +87,11 @@ impl Bench {
     }
 }
 
+const FEATURES: ApicFeatures = ApicFeatures {
+    x2apic: true,
+    tsc_deadline: true,
+    physical_bits: 40,
+};
 const X2APIC: u64 = DEFAULT_BASE | 0xc00;
 
 #[test]
@@ -269,7 +270,11 @@ fn base_transitions_as_the_manual_draws_them() {
     const DISABLED: u64 = DEFAULT_BASE;
     const XAPIC: u64 = DEFAULT_BASE | 0x800;
     const INVALID: u64 = DEFAULT_BASE | 0x400;
-    let guest = |old, new| check_base(old, new, BaseWriter::Guest, 40, true);
+    let without = ApicFeatures {
+        x2apic: false,
+        ..FEATURES
+    };
+    let guest = |old, new| check_base(old, new, BaseWriter::Guest, FEATURES);
     let modes = [DISABLED, XAPIC, X2APIC];
     let allowed: Vec<Vec<bool>> = modes
         .iter()
@@ -280,9 +285,9 @@ fn base_transitions_as_the_manual_draws_them() {
         [[true, true, false], [true, true, true], [true, false, true]]
     );
     assert!(!guest(XAPIC, INVALID));
-    assert!(check_base(X2APIC, XAPIC, BaseWriter::Monitor, 40, true));
+    assert!(check_base(X2APIC, XAPIC, BaseWriter::Monitor, FEATURES));
     assert!(
-        !check_base(XAPIC, X2APIC, BaseWriter::Monitor, 40, false),
+        !check_base(XAPIC, X2APIC, BaseWriter::Monitor, without),
         "not in CPUID"
     );
     assert!(
