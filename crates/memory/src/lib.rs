@@ -6,6 +6,7 @@
 //! | [`ram`]     | memory that the monitor allocates for a guest: anonymous, memfd, hugetlb, file |
 //! | [`access`]  | loads and stores at an [`addr::Hva`] that survive a fault of the host          |
 //! | [`slot`]    | KVM's memory slots: which guest frame lies at which host address               |
+//! | [`space`]   | the guest physical address space: what lies where; `map()` and `unmap()`       |
 //! | [`dirty`]   | dirty bitmaps and dirty rings                                                  |
 //! | [`quiesce`] | how a writer waits until no vCPU can hold what it has replaced                 |
 
@@ -14,3 +15,4 @@ pub mod dirty;
 pub mod quiesce;
 pub mod ram;
 pub mod slot;
+pub mod space;
