@@ -3,7 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{Accelerator, kernel, user};
+use crate::{
+    Accelerator,
+    detect::{KernelKvm, KvmKind, UserSupport},
+    kernel, user,
+};
 
 /// An accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,42 +61,80 @@ pub struct Refused {
 pub(crate) type Opened = Result<Arc<dyn Accelerator>, String>;
 
 /// Takes the accelerator that the caller prefers; `Auto` says why it took which.
+///
+/// `Auto` takes the kernel's KVM where it is hardware virtualisation, and ours elsewhere: a
+/// software KVM opens as well, and is no help. An explicit preference is never changed.
 pub fn choose(preference: Preference) -> Result<Choice, Refused> {
     match preference {
-        Preference::Auto => automatic(),
-        Preference::Kernel => asked_for(Kind::Kernel, kernel::open()),
-        Preference::User(config) => asked_for(Kind::User, user::open(config)),
+        Preference::Auto => automatic(&KernelKvm::probe()),
+        Preference::Kernel => kernel_or_nothing(&KernelKvm::probe(), "asked for; "),
+        Preference::User(config) => user_or_nothing(config, "asked for".to_owned()),
     }
 }
 
-fn asked_for(kind: Kind, opened: Opened) -> Result<Choice, Refused> {
-    match opened {
-        Ok(accelerator) => Ok(Choice {
-            accelerator,
-            reason: format!("{kind}: asked for"),
-        }),
-        Err(reason) => Err(Refused { kind, reason }),
+fn automatic(kernel: &KernelKvm) -> Result<Choice, Refused> {
+    if kernel.kind() == Some(KvmKind::Hardware) {
+        kernel_or_nothing(kernel, "")
+    } else {
+        user_or_nothing(user::Config::default(), kernel.describe())
     }
 }
 
-fn automatic() -> Result<Choice, Refused> {
-    let why_not_kernel = match kernel::open() {
-        Ok(accelerator) => {
-            return Ok(Choice {
-                accelerator,
-                reason: "kvm: /dev/kvm opens and works".to_owned(),
-            });
-        }
-        Err(reason) => reason,
+fn kernel_or_nothing(found: &KernelKvm, prefix: &str) -> Result<Choice, Refused> {
+    let reason = format!("{prefix}{}", found.describe());
+    let refused = |reason| Refused {
+        kind: Kind::Kernel,
+        reason,
     };
-    match user::open(user::Config::default()) {
-        Ok(accelerator) => Ok(Choice {
-            accelerator,
-            reason: format!("user: {why_not_kernel}"),
-        }),
-        Err(reason) => Err(Refused {
-            kind: Kind::User,
-            reason: format!("{reason} (and kvm: {why_not_kernel})"),
-        }),
+    if !found.opens() {
+        return Err(refused(found.describe()));
+    }
+    let accelerator = kernel::open().map_err(refused)?;
+    Ok(Choice {
+        accelerator,
+        reason,
+    })
+}
+
+fn user_or_nothing(config: user::Config, why: String) -> Result<Choice, Refused> {
+    let refused = |reason| Refused {
+        kind: Kind::User,
+        reason,
+    };
+    if let Some(missing) = UserSupport::probe().missing() {
+        return Err(refused(format!(
+            "this host denies what it needs: {missing}"
+        )));
+    }
+    let accelerator = user::open(config).map_err(refused)?;
+    Ok(Choice {
+        accelerator,
+        reason: why,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_kvm_is_refused_with_the_reason_where_it_is_absent() {
+        let refused = kernel_or_nothing(&KernelKvm::Absent, "").err().unwrap();
+        assert_eq!(refused.kind, Kind::Kernel);
+        assert!(refused.to_string().contains("no /dev/kvm"), "{refused}");
+    }
+
+    #[test]
+    fn auto_never_takes_a_software_kvm() {
+        let software = KernelKvm::Open {
+            api_version: 12,
+            kind: KvmKind::Software,
+            evidence: vec!["a test said so".to_owned()],
+        };
+        let kind = match automatic(&software) {
+            Ok(choice) => choice.accelerator.kind(),
+            Err(refused) => refused.kind,
+        };
+        assert_eq!(kind, Kind::User);
     }
 }

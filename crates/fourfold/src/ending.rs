@@ -37,7 +37,7 @@ impl Ending {
     /// The ending for an error with its chain of causes.
     pub(crate) fn of_error(error: &Error) -> Self {
         let message = format!("{error:#}");
-        if error.downcast_ref::<accel::detect::NoAccel>().is_some() {
+        if error.downcast_ref::<accel::Refused>().is_some() {
             Self::HostLacks(message)
         } else {
             Self::Failed(message)

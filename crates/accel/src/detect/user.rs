@@ -60,7 +60,7 @@ impl UserSupport {
 
     /// A host that has everything.
     #[cfg(test)]
-    pub(super) fn complete() -> Self {
+    fn complete() -> Self {
         Self { needs: Vec::new() }
     }
 

@@ -4,7 +4,10 @@
 mod host;
 mod report;
 
-use accel::detect::{Choice, Offer, choose};
+use accel::{
+    Preference, choose,
+    detect::{KernelKvm, UserSupport},
+};
 use anyhow::Result;
 
 use crate::{cli::DoctorOptions, ending::Ending};
@@ -28,9 +31,8 @@ pub(crate) fn run(options: &DoctorOptions) -> Result<Ending> {
 }
 
 fn examine() -> Report {
-    let offer = Offer::of_this_host();
-    let mut findings = vec![host::kernel_kvm(&offer.kernel)];
-    findings.extend(offer.user.needs.iter().map(host::need));
+    let mut findings = vec![host::kernel_kvm(&KernelKvm::probe())];
+    findings.extend(UserSupport::probe().needs.iter().map(host::need));
     findings.extend([
         host::pagemap(),
         host::userfaultfd(),
@@ -39,8 +41,8 @@ fn examine() -> Report {
         host::cpu_features(),
         host::package_tools(),
     ]);
-    let (accelerator, why) = match choose(Choice::Auto, &offer) {
-        Ok(chosen) => (Some(chosen.accel.to_string()), chosen.why),
+    let (accelerator, why) = match choose(Preference::Auto) {
+        Ok(chosen) => (Some(chosen.accelerator.kind().to_string()), chosen.reason),
         Err(error) => (None, error.to_string()),
     };
     Report {
