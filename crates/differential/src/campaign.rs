@@ -9,10 +9,10 @@ use iced_x86::{Code, Register};
 
 use crate::case::{Batch, Mode, Outcome};
 use crate::compare::compare;
-use crate::generate::{Catalogue, Exclusion, Form, Tolerance, single, values};
+use crate::generate::{Catalogue, Exclusion, Form, Tolerance, block, single, values};
 use crate::layout::DATA_BYTES;
 use crate::minimise::{Failure, Pair};
-use crate::report::Divergence;
+use crate::report::{self, Divergence};
 
 /// How much to do.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +99,90 @@ fn round(
     drawn.finish(pair, effort, tally, seen)
 }
 
+/// Runs whole programs drawn from the catalogue.
+pub fn blocks(
+    catalogue: &Catalogue,
+    mode: Mode,
+    effort: Effort,
+    pair: &mut Pair<'_>,
+) -> Result<Tally> {
+    let started = Instant::now();
+    let forms = block::Forms::new(catalogue, mode);
+    let mut tally = Tally::default();
+    while tally.rounds == 0 || started.elapsed() < effort.time {
+        for chunk in 0..effort.encodings {
+            let seed = block_seed(effort.seed, tally.rounds, chunk);
+            block_batch(&forms, seed, effort, pair, &mut tally)?;
+        }
+        tally.rounds += 1;
+    }
+    Ok(tally)
+}
+
+fn block_seed(seed: u64, round: u64, chunk: usize) -> u64 {
+    Rng::with_seed(seed ^ round << 32 ^ chunk as u64).u64(..)
+}
+
+fn block_batch(
+    forms: &block::Forms,
+    seed: u64,
+    effort: Effort,
+    pair: &mut Pair<'_>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut rng = Rng::with_seed(seed);
+    let mut batch = Batch {
+        pattern: pattern(seed),
+        programs: Vec::new(),
+        cases: Vec::new(),
+    };
+    for _ in 0..PROGRAMS {
+        let index = batch.programs.len() as u32;
+        if let Some((program, cases)) = block::draw(forms, index, effort.states, &mut rng) {
+            batch.programs.push(program);
+            batch.cases.extend(cases);
+        }
+    }
+    let (mut expected, mut found) = (Vec::new(), Vec::new());
+    pair.native.run(&batch, &mut expected)?;
+    pair.subject.run(&batch, &mut found)?;
+    for (index, (e, f)) in expected.iter().zip(&found).enumerate() {
+        tally.count("block", e);
+        if !compare(e, f, Tolerance::default()).is_empty() {
+            block_diverged(&batch, index, seed, effort, pair, tally)?;
+        }
+    }
+    Ok(())
+}
+
+fn block_diverged(
+    batch: &Batch,
+    index: usize,
+    seed: u64,
+    effort: Effort,
+    pair: &mut Pair<'_>,
+    tally: &mut Tally,
+) -> Result<()> {
+    if tally.divergences.len() >= effort.kept {
+        *tally.diverging.entry("further blocks".into()).or_default() += 1;
+        return Ok(());
+    }
+    let failure = Failure {
+        program: *batch.program(index),
+        case: batch.cases[index],
+        pattern: batch.pattern.clone(),
+        tolerance: Tolerance::default(),
+    };
+    let mut divergence = divergence(pair, failure, String::new(), seed)?;
+    divergence.name = report::forms(&divergence.program).join(" ");
+    let count = tally.diverging.entry(divergence.name.clone()).or_default();
+    *count += 1;
+    if *count == 1 {
+        tally.divergences.push(divergence);
+    }
+    Ok(())
+}
+
 /// One form can be drawn again without the others.
 fn seed_of(seed: u64, code: Code, round: u64, encoding: usize) -> u64 {
     let mut rng = Rng::with_seed(seed ^ (code as u64) << 40 ^ round << 16 ^ encoding as u64);
@@ -156,7 +240,7 @@ impl Drawn {
         for (index, (e, f)) in expected.iter().zip(&found).enumerate() {
             let (form, tolerance, _) = self.origins[self.batch.cases[index].program as usize];
             note(seen, form.code, e);
-            tally.count(form.code, e);
+            tally.count(&format!("{:?}", form.code), e);
             if !compare(e, f, tolerance).is_empty() {
                 self.diverged(index, pair, effort, tally)?;
             }
@@ -238,11 +322,11 @@ fn drop_unknown(catalogue: &mut Catalogue, seen: &SeenForms) {
 }
 
 impl Tally {
-    fn count(&mut self, code: Code, outcome: &Outcome) {
+    fn count(&mut self, name: &str, outcome: &Outcome) {
         self.cases += 1;
         *self.endings.entry(outcome.ending.vector).or_default() += 1;
         if !outcome.ending.is_exception() {
-            *self.incomparable.entry(format!("{code:?}")).or_default() += 1;
+            *self.incomparable.entry(name.to_owned()).or_default() += 1;
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod campaign;
 pub mod case;
 pub mod compare;
 pub mod generate;
+pub mod guest;
 pub mod layout;
 pub mod minimise;
 pub mod native;

@@ -37,6 +37,12 @@ struct Cli {
     /// Compare the physical CPU with itself: what differs can't be tested this way
     #[arg(long)]
     native_twice: bool,
+    /// Only whole programs, not single instructions
+    #[arg(long)]
+    blocks: bool,
+    /// Only single instructions, not whole programs
+    #[arg(long, conflicts_with = "blocks")]
+    singles: bool,
     /// Name every form that is left out
     #[arg(long)]
     list_excluded: bool,
@@ -59,15 +65,23 @@ fn main() -> Result<ExitCode> {
         if let Some(pattern) = &cli.forms {
             catalogue.restrict(pattern);
         }
-        let started = Instant::now();
         let mut pair = Pair {
             native: &mut native,
             subject: &mut *subject,
         };
-        let tally = campaign::single_instructions(&mut catalogue, effort, &mut pair)?;
-        println!("{mode:?}, single instructions, seed {}", cli.seed);
-        print_catalogue(&catalogue, &cli);
-        clean &= print_tally(&tally, started.elapsed());
+        if !cli.blocks {
+            let started = Instant::now();
+            let tally = campaign::single_instructions(&mut catalogue, effort, &mut pair)?;
+            println!("{mode:?}, single instructions, seed {}", cli.seed);
+            print_catalogue(&catalogue, &cli);
+            clean &= print_tally(&tally, started.elapsed());
+        }
+        if !cli.singles {
+            let started = Instant::now();
+            let tally = campaign::blocks(&catalogue, mode, effort, &mut pair)?;
+            println!("{mode:?}, whole programs, seed {}", cli.seed);
+            clean &= print_tally(&tally, started.elapsed());
+        }
     }
     Ok(if clean {
         ExitCode::SUCCESS

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
+use iced_x86::{Code, Decoder, DecoderOptions, Formatter, GasFormatter, Instruction};
 
 use crate::case::{Case, Extended, Outcome, Program, State};
 use crate::compare::{Difference, GPR_NAMES, flags, hex};
@@ -67,6 +67,16 @@ pub fn disassemble(program: &Program) -> Vec<String> {
         (bytes != [0x90]).then(|| line(&mut formatter, &instruction, bytes))
     });
     lines.flatten().collect()
+}
+
+/// The forms of which the program consists, without `NOP`s and `INT3`s.
+pub fn forms(program: &Program) -> Vec<String> {
+    let options = DecoderOptions::NONE;
+    Decoder::with_ip(program.mode.bitness(), program.code(), 0, options)
+        .into_iter()
+        .filter(|instruction| !matches!(instruction.code(), Code::Nopd | Code::Int3))
+        .map(|instruction| format!("{:?}", instruction.code()))
+        .collect()
 }
 
 fn line(formatter: &mut GasFormatter, instruction: &Instruction, bytes: &[u8]) -> String {

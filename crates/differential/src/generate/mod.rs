@@ -1,12 +1,14 @@
 //! What is tested: forms, operands, states, programs. Knows nothing of who runs them.
 
 pub mod addresses;
+pub mod block;
 pub mod catalogue;
 pub mod features;
 mod immediate;
 pub mod operands;
 pub mod single;
 pub mod state;
+mod steps;
 pub mod values;
 
 pub use catalogue::{Catalogue, Form, Tolerance};

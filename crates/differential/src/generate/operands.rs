@@ -29,11 +29,16 @@ pub struct Encoded {
 pub struct Choice {
     /// General registers that may be used, one bit each in the encoding's order.
     pub gprs: u16,
+    /// A register that most memory operands use as their base, with a small displacement.
+    pub base: Option<Register>,
 }
 
 impl Choice {
     /// Everything.
-    pub const ALL: Self = Self { gprs: 0xffff };
+    pub const ALL: Self = Self {
+        gprs: 0xffff,
+        base: None,
+    };
 }
 
 /// Draws an instruction of this form, to stand at `ip`.
@@ -228,6 +233,13 @@ impl Source<'_> {
     }
 
     fn memory_operand(&mut self) -> MemoryOperand {
+        if let Some(base) = self.choice.base
+            && self.rng.u8(..4) != 0
+        {
+            let alignment = if self.rng.u8(..4) == 0 { !0 } else { !31 };
+            let displacement = self.rng.i64(-0x300..0x300) & alignment;
+            return MemoryOperand::with_base_displ(base, displacement);
+        }
         let mut operand = match (self.rng.u8(..16), self.mode) {
             (0, Mode::Long) => self.rip_relative(),
             (1, _) => self.absolute_operand(),
