@@ -100,6 +100,8 @@ impl Regime {
         let cr4 = Cr4::from_bits_retain(registers.cr4);
         let efer = Efer::from_bits_retain(registers.efer);
         let mode = PagingMode::of(cr0, cr4, efer);
+        // Without paging nothing is protected.
+        let paged = mode != PagingMode::Off;
         let nx = efer.contains(Efer::NXE) && cr4.contains(Cr4::PAE);
         Self {
             mode,
@@ -107,8 +109,8 @@ impl Regime {
             pdptrs: registers.pdptrs,
             pkru: registers.pkru,
             write_protect: cr0.contains(Cr0::WP),
-            smep: cr4.contains(Cr4::SMEP),
-            smap: cr4.contains(Cr4::SMAP),
+            smep: paged && cr4.contains(Cr4::SMEP),
+            smap: paged && cr4.contains(Cr4::SMAP),
             protection_keys: mode.is_long() && cr4.contains(Cr4::PKE),
             global_pages: cr4.contains(Cr4::PGE),
             page_size_extensions: mode != PagingMode::Bits32 || cr4.contains(Cr4::PSE),

@@ -310,20 +310,30 @@ impl<M: GuestPhysical, O: Observer> Walk<'_, M, O> {
     }
 
     fn set_accessed_dirty(&mut self, page_level: u8) -> Result<(), Stop> {
-        for level in page_level..=self.regime.mode.levels() {
+        for level in (page_level..=self.regime.mode.levels()).rev() {
             let Read { gpa, value } = self.path[usize::from(level) - 1];
             let mut wanted = value | Pte::A.bits();
             if level == page_level && self.access.is_write() {
                 wanted |= Pte::D.bits();
             }
             if wanted != value {
-                let width = self.regime.width();
-                if self.memory.cmpxchg_pte(gpa, width, value, wanted)? == PteUpdate::Changed {
-                    return Err(Stop::Retry);
-                }
+                self.update(gpa, value, wanted)?;
             }
         }
         Ok(())
+    }
+
+    fn update(&mut self, gpa: Gpa, value: u64, wanted: u64) -> Result<(), Stop> {
+        let width = self.regime.width();
+        // A table that points at itself may have changed by the update one level above. Looking
+        // first keeps a page out of the dirty log that won't be written.
+        if self.memory.read_pte(gpa, width)? != value {
+            return Err(Stop::Retry);
+        }
+        match self.memory.cmpxchg_pte(gpa, width, value, wanted)? {
+            PteUpdate::Changed => Err(Stop::Retry),
+            PteUpdate::Done | PteUpdate::ReadOnly => Ok(()),
+        }
     }
 }
 
