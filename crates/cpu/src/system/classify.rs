@@ -3,8 +3,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// Whether the instruction reads or changes the CPU's own state, or transfers control between
-/// segments.
-pub(super) fn is_system(instruction: &Instruction) -> bool {
+/// segments: [`super::execute`] runs it.
+pub fn is_system(instruction: &Instruction) -> bool {
     match instruction.mnemonic() {
         Mnemonic::Mov => touches_special_register(instruction),
         Mnemonic::Pop | Mnemonic::Push => instruction.op0_register().is_segment_register(),
@@ -13,8 +13,8 @@ pub(super) fn is_system(instruction: &Instruction) -> bool {
     }
 }
 
-/// Whether the instruction saves or loads vector registers by way of their image.
-pub(super) fn uses_fpu(instruction: &Instruction) -> bool {
+/// Whether [`super::Context::fpu`] must be up to date before, and taken over after, this instruction.
+pub fn uses_fpu(instruction: &Instruction) -> bool {
     use Mnemonic::{
         Xrstor, Xrstor64, Xrstors, Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt,
         Xsaveopt64, Xsaves, Xsaves64,

@@ -2,9 +2,9 @@
 
 use bitflags::bitflags;
 
-use super::io::PendingExit;
 use super::memory::LinearMemory;
 use super::offer::Offer;
+use super::pending::PendingExit;
 use crate::fpu::FpuState;
 use crate::{CpuState, Platform};
 
@@ -36,6 +36,11 @@ bitflags! {
         const DELIVERED = 1 << 8;
         /// This instruction began a shadow (STI, MOV SS, POP SS).
         const SHADOW = 1 << 9;
+        /// A task switch is past its commit point: the state is the new task's, even if a fault
+        /// follows.
+        const TASK_SWITCHED = 1 << 11;
+        /// The instruction loaded RF for the one that follows (`IRET`, a task switch).
+        const RF_LOADED = 1 << 12;
         /// PKRU alone.
         const PKRU = 1 << 10;
     }

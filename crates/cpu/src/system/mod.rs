@@ -34,21 +34,45 @@
 
 mod classify;
 mod context;
+mod control;
+mod debug;
+mod deliver;
+mod dispatch;
 mod events;
+mod far;
+mod fault;
+mod flags;
+mod gate;
 mod io;
+mod iret;
 mod memory;
+mod misc;
+mod modes;
+mod msr;
 mod offer;
+mod operand;
+mod pending;
+mod registers;
+mod segment;
+mod stack;
 mod step;
+mod syscall;
+mod table;
+mod tables;
+mod task;
+mod xsave;
 
+pub use classify::{is_system, uses_fpu};
 pub use context::{Context, Effects, GuestDebug, Next, Pending};
-pub use events::{Boundary, Event, boundary, deliver};
-pub use io::{PendingExit, complete_hypercall, complete_io, complete_msr};
+pub use debug::{DataAccess, data_breakpoints, watched_ranges};
+pub use deliver::{Event, deliver};
+pub use dispatch::execute;
+pub use events::{Boundary, boundary};
 pub use memory::{Flush, LinearMemory, Privilege};
-
-pub use offer::Offer;
+pub use modes::Mode;
+pub use offer::{Instructions, Offer};
+pub use pending::{Completion, PendingExit, complete_hypercall, complete_io, complete_msr};
 pub use step::{Step, begin_instruction, end_instruction, must_step};
-
-use iced_x86::Instruction;
 
 use crate::{Exception, Exit, HostFault};
 
@@ -75,28 +99,4 @@ impl From<Exit> for Abort {
     fn from(exit: Exit) -> Self {
         Self::Exit(exit)
     }
-}
-
-/// Whether this instruction is one that [`execute`] runs.
-pub fn is_system(instruction: &Instruction) -> bool {
-    classify::is_system(instruction)
-}
-
-/// Whether [`Context::fpu`] must be up to date before, and taken over after, this instruction.
-pub fn uses_fpu(instruction: &Instruction) -> bool {
-    classify::uses_fpu(instruction)
-}
-
-/// Runs one system instruction at `state.rip`.
-///
-/// The instruction was decoded with that RIP (not the linear address) as its `ip`, in the bitness
-/// of CS.
-pub fn execute(ctx: &mut Context<'_>, instruction: &Instruction) -> Result<Next, Abort> {
-    let _ = (ctx, instruction);
-    Err(Exception {
-        vector: x86::vector::UD,
-        error_code: None,
-        payload: None,
-    }
-    .into())
 }

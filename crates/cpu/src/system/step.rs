@@ -1,34 +1,66 @@
-//! Running instructions one by one: single step, shadows, instruction breakpoints.
+//! Running instructions one by one: single step, shadows, instruction breakpoints (SDM 3B, 19.3;
+//! SDM 3A, 7.8.3).
 
-use super::{Abort, Boundary, Context, GuestDebug, Pending};
+use x86::debug::DR6_BS;
+use x86::rflags;
+
+use super::debug::has_instruction_breakpoints;
+use super::fault::debug;
+use super::{Abort, Context, Effects, GuestDebug};
 use crate::CpuState;
 
 /// What [`begin_instruction`] hands to [`end_instruction`].
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// RFLAGS before the instruction.
-    pub rflags: u64,
+    /// Whether TF was set, or the monitor steps.
+    traps: bool,
 }
 
 /// Whether the next instruction must run alone.
-pub fn must_step(state: &CpuState, pending: &Pending, guest_debug: &GuestDebug) -> bool {
-    let _ = pending;
-    state.events.sti_shadow
+///
+/// What it depends on changes only with [`Effects::DEBUG`], or outside of a run.
+pub fn must_step(state: &CpuState, guest_debug: &GuestDebug) -> bool {
+    state.rflags & (rflags::TF | rflags::RF) != 0
+        || state.events.sti_shadow
         || state.events.mov_ss_shadow
-        || state.rflags & (x86::rflags::TF | x86::rflags::RF) != 0
-        || guest_debug.enabled
+        || guest_debug.enabled && guest_debug.single_step
+        || has_instruction_breakpoints(state, guest_debug)
 }
 
 /// Before an instruction that runs alone: instruction breakpoints.
+///
+/// [`Effects::SHADOW`], [`Effects::DELIVERED`] and [`Effects::RF_LOADED`] are cleared, so that [`end_instruction`] finds
+/// what this instruction did.
 pub fn begin_instruction(ctx: &mut Context<'_>) -> Result<Step, Abort> {
-    Ok(Step {
-        rflags: ctx.state.rflags,
-    })
+    ctx.effects -= Effects::SHADOW | Effects::DELIVERED | Effects::RF_LOADED;
+    let state = &*ctx.state;
+    if state.rflags & rflags::RF == 0 && !state.events.mov_ss_shadow {
+        let bits = ctx.instruction_breakpoints();
+        if bits != 0 {
+            ctx.report_debug(bits)?;
+            return Err(debug(bits));
+        }
+    }
+    let traps =
+        ctx.state.flags_have(rflags::TF) || ctx.guest_debug.enabled && ctx.guest_debug.single_step;
+    Ok(Step { traps })
 }
 
 /// After an instruction that ran alone to its end: shadows end, RF is cleared, traps become due.
-/// What must be delivered then is delivered by [`super::boundary`], which comes next.
-pub fn end_instruction(ctx: &mut Context<'_>, step: Step) -> Result<Boundary, Abort> {
-    let _ = (ctx, step);
-    Ok(Boundary::Continue)
+/// [`super::boundary`] comes next and delivers them.
+///
+/// `ctx.effects` must be those of the instruction, if it was one for [`super::execute`].
+pub fn end_instruction(ctx: &mut Context<'_>, step: Step) {
+    let effects = ctx.effects;
+    if !effects.contains(Effects::SHADOW) {
+        ctx.state.events.sti_shadow = false;
+        ctx.state.events.mov_ss_shadow = false;
+    }
+    if step.traps && !effects.contains(Effects::DELIVERED) {
+        ctx.pending.debug |= DR6_BS;
+    }
+    if !effects.contains(Effects::RF_LOADED) {
+        ctx.state.rflags &= !rflags::RF;
+    }
+    ctx.effects |= Effects::EVENTS | Effects::DEBUG;
 }
