@@ -215,9 +215,13 @@ fn guest_entry(mode: PagingMode, gva: Gva, step: Step) -> GuestEntry {
             *flag = "PAT";
         }
     }
-    let table_bytes = if mode == PagingMode::Pae && step.level == 3 { 32 } else { 4096 };
+    let table_bytes = if mode == PagingMode::Pae && step.level == 3 {
+        32
+    } else {
+        4096
+    };
     GuestEntry {
-        name: entry_name(mode, step.level),
+        name: entry_name(step.level),
         level: step.level,
         index: if table_bytes == 32 {
             (gva.raw() >> 30) & 3
@@ -245,7 +249,12 @@ fn rights_words(rights: Rights) -> Vec<&'static str> {
         (Rights::EXECUTE, "execute"),
         (Rights::USER, "user"),
     ];
-    words.extend(names.iter().filter(|(bit, _)| rights.contains(*bit)).map(|(_, name)| *name));
+    words.extend(
+        names
+            .iter()
+            .filter(|(bit, _)| rights.contains(*bit))
+            .map(|(_, name)| *name),
+    );
     words
 }
 
@@ -291,4 +300,3 @@ fn second_level(mmu: &Mmu, gpa: Gpa) -> Vec<SecondLevelSide> {
         })
         .collect()
 }
-

@@ -16,13 +16,12 @@ pub fn mode_name(mode: PagingMode) -> &'static str {
 }
 
 /// What a level's table is called (SDM 3A, table 5-1).
-pub(crate) fn entry_name(mode: PagingMode, level: u8) -> &'static str {
-    match (mode, level) {
-        (PagingMode::Pae, 3) => "PDPTE",
-        (_, 1) => "PTE",
-        (_, 2) => "PDE",
-        (_, 3) => "PDPTE",
-        (_, 4) => "PML4E",
+pub(crate) fn entry_name(level: u8) -> &'static str {
+    match level {
+        1 => "PTE",
+        2 => "PDE",
+        3 => "PDPTE",
+        4 => "PML4E",
         _ => "PML5E",
     }
 }
@@ -60,7 +59,12 @@ pub fn error_code_words(code: PageFaultCode) -> Vec<&'static str> {
         (PageFaultCode::FETCH, "instruction fetch"),
         (PageFaultCode::PROTECTION_KEY, "protection key"),
     ];
-    words.extend(names.iter().filter(|(bit, _)| code.contains(*bit)).map(|(_, name)| *name));
+    words.extend(
+        names
+            .iter()
+            .filter(|(bit, _)| code.contains(*bit))
+            .map(|(_, name)| *name),
+    );
     words
 }
 

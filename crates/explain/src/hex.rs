@@ -11,6 +11,7 @@ where
 }
 
 /// The same for what may be missing.
+#[expect(clippy::ref_option, reason = "serde gives a reference to the field")]
 pub(crate) fn hex_option<T, S: Serializer>(
     value: &Option<T>,
     serializer: S,

@@ -36,7 +36,9 @@ impl HostSide {
         let mapping = pagemap.mapping(hva)?;
         let page = pagemap.look_up(hva)?;
         let hpa = page.entry.frame().map(|frame| {
-            frame.start().wrapping_add(hva.page_offset(PageSize::Size4K))
+            frame
+                .start()
+                .wrapping_add(hva.page_offset(PageSize::Size4K))
         });
         Ok(Self {
             hva,

@@ -36,17 +36,37 @@ impl fmt::Display for Chain {
 impl fmt::Display for GuestSide {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Page { gpa, page_bytes, rights, global } => {
-                write!(f, "gpa  {gpa:#x}   page of {} KiB, {}", page_bytes >> 10, rights.join(" "))?;
-                if *global { write!(f, ", global") } else { Ok(()) }
+            Self::Page {
+                gpa,
+                page_bytes,
+                rights,
+                global,
+            } => {
+                write!(
+                    f,
+                    "gpa  {gpa:#x}   page of {} KiB, {}",
+                    page_bytes >> 10,
+                    rights.join(" ")
+                )?;
+                if *global {
+                    write!(f, ", global")
+                } else {
+                    Ok(())
+                }
             }
-            Self::PageFault { error_code, reasons } => write!(
+            Self::PageFault {
+                error_code,
+                reasons,
+            } => write!(
                 f,
                 "  leads nowhere: #PF with error code {error_code:#x} ({})",
                 reasons.join(", ")
             ),
             Self::HostFault { hva } => {
-                write!(f, "  a guest table has no memory of the host behind it, at hva {hva:#x}")
+                write!(
+                    f,
+                    "  a guest table has no memory of the host behind it, at hva {hva:#x}"
+                )
             }
         }
     }
@@ -77,7 +97,11 @@ fn write_second_level(f: &mut fmt::Formatter<'_>, entries: &[SecondLevelSide]) -
                 f,
                 "{:#018x} -> hva {hva:#x}{}",
                 entry.value,
-                if entry.writable { ", writable" } else { ", write-protected" }
+                if entry.writable {
+                    ", writable"
+                } else {
+                    ", write-protected"
+                }
             )?,
             None => writeln!(f, "{:#018x} -> table", entry.value)?,
         }
