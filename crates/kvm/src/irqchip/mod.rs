@@ -5,8 +5,10 @@
 //! message, [`routing`] says what a GSI means, and [`wake`] is the seam to the vCPUs' threads.
 
 pub mod apic;
+pub mod chip;
 pub mod controllers;
 pub mod delivery;
+pub mod devices;
 pub mod ioapic;
 pub mod lines;
 mod map;
