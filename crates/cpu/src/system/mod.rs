@@ -15,17 +15,17 @@
 //!
 //! # The protocol
 //!
-//! All state is in [`CpuState`] when anything here is called: general registers, RIP of the
+//! All state is in [`crate::CpuState`] when anything here is called: general registers, RIP of the
 //! instruction (its start), all of RFLAGS. [`Context::fpu`] need be up to date only where
 //! [`uses_fpu`] says so.
 //!
 //! * [`execute`] runs one instruction for which [`is_system`] holds. On `Ok` RIP is past it or where
 //!   it leads; on `Err` the state is as before the instruction (but for what the architecture itself
 //!   leaves half done: a string instruction between two elements, a task switch past its commit
-//!   point). An [`Abort::Exception`] is then handed to [`deliver`] by the caller.
-//! * [`deliver`] brings an event to the guest's handler. Faults during delivery become double
+//!   point). An [`Abort::Exception`] is then handed to [`deliver()`] by the caller.
+//! * [`deliver()`] brings an event to the guest's handler. Faults during delivery become double
 //!   faults, and those a shutdown, by themselves; what comes back is an exit or a host fault, and then
-//!   the event waits in [`CpuState::events`] to be delivered again.
+//!   the event waits in [`crate::CpuState::events`] to be delivered again.
 //! * [`boundary`] is called between two instructions: on entry, when the request word says that an
 //!   event may wait, and after [`Effects::EVENTS`].
 //! * While [`must_step`] holds, instructions run one by one, each between [`begin_instruction`] and

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A [`Lapic`] knows nothing of other controllers: what a register write means to them comes back
-//! as [`Effects`], which the VM's [`super::Irqchip`] carries out. Methods that say "any thread"
+//! as [`Effects`], which the VM's interrupt chip carries out. Methods that say "any thread"
 //! take no lock; all others belong to the vCPU's thread, or to an ioctl that holds the vCPU.
 //!
 //! | state                | written by            | read by       |
