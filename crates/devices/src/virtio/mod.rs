@@ -21,6 +21,8 @@ pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::sync::Weak;
+
 use thiserror::Error;
 
 pub use queue::{Chain, Queues, Step};
@@ -88,6 +90,8 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64 {
         0
     }
+    /// Told once, before the guest runs: how its backend has a queue serviced.
+    fn connect(&mut self, _service: Weak<dyn Service>) {}
     /// Its configuration space.
     fn config(&self) -> Vec<u8> {
         Vec::new()

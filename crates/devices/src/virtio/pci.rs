@@ -13,7 +13,7 @@
 //!
 //! Interrupts are MSI-X only: there is no `INTx` pin.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use addr::Gpa;
 use vm_memory::GuestMemoryMmap;
@@ -107,6 +107,12 @@ impl VirtioPci {
             }),
             memory,
         })
+    }
+
+    /// Tells the device how to have its queues serviced. The reference is weak, because the device
+    /// lives inside what it refers to.
+    pub fn connect(&self, service: &Weak<dyn Service>) {
+        lock(&self.state).device.connect(service.clone());
     }
 
     /// The window into BAR 0 that configuration space offers (4.1.4.9): its target, if valid.
