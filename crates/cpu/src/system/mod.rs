@@ -60,6 +60,8 @@ mod syscall;
 mod table;
 mod tables;
 mod task;
+#[cfg(test)]
+mod tests;
 mod xsave;
 
 pub use classify::{is_system, uses_fpu};
