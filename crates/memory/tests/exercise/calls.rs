@@ -14,6 +14,9 @@ pub(crate) const FRAMES: u64 = 512;
 /// Bytes of host memory that they use.
 pub(crate) const ARENA: u64 = 1 << 20;
 
+/// An address that slots take but where nothing is mapped: the guest never touches it.
+pub(crate) const UNMAPPED: Hva = Hva::new(0x7fff_ffff_e000);
+
 /// One call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Call {
@@ -141,7 +144,7 @@ fn hva(u: &mut Unstructured<'_>, arena: Hva) -> Result<Hva> {
         let odd = [
             1,
             0xfff,
-            0x7fff_ffff_e000,
+            UNMAPPED.raw(),
             0x7fff_ffff_f000,
             0x8000_0000_0000,
             u64::MAX - 0xfff,

@@ -9,7 +9,7 @@ use memory::slot::{
     ClearLog, DirtyLogError, ManualProtect, Region, SlotError, Slots, SlotsConfig, USER_SLOTS,
 };
 
-use super::calls::{Call, FIRST_FRAME, FRAMES};
+use super::calls::{Call, FIRST_FRAME, FRAMES, UNMAPPED};
 
 /// What a call answers: an errno, or the dirty log where it was asked for.
 pub(crate) type Answer = Result<Vec<u64>, i32>;
@@ -50,7 +50,10 @@ impl Ours {
 
     fn touch(&self, frame: u64) {
         let table = self.slots.snapshot(0);
-        if let Some(slot) = table.find(Gfn::new(frame)).filter(|s| s.is_writable()) {
+        if let Some(slot) = table
+            .find(Gfn::new(frame))
+            .filter(|s| s.is_writable() && s.hva != UNMAPPED)
+        {
             slot.mark_dirty(Gfn::new(frame));
         }
     }
@@ -210,7 +213,7 @@ impl Model {
         if let Some(r) = self
             .find(frame)
             .copied()
-            .filter(|r| r.flags & READONLY == 0)
+            .filter(|r| r.flags & READONLY == 0 && r.hva != UNMAPPED)
             && let Some(dirty) = self.dirty.get_mut(&r.slot)
         {
             dirty.insert(frame - r.gpa.raw() / PAGE);
