@@ -6,6 +6,7 @@ pub mod errno;
 pub mod eventfd;
 pub mod irqchip;
 mod paging;
+pub mod paravirt;
 pub mod service;
 
 pub use paging::PagingPath;
