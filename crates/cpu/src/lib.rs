@@ -1,11 +1,15 @@
 //! A virtual CPU that translates x86-64 guest code to x86-64 host code.
 
+mod emit;
+mod engine;
 pub mod fpu;
 pub mod outcome;
 pub mod platform;
 pub mod state;
 pub mod system;
+mod translate;
 
+pub use engine::{CodeMap, Vcpu, VcpuConfig, VcpuKick};
 pub use outcome::{
     DebugExit, Exception, Exit, HostFault, HypercallExit, InternalError, IoDirection, IoExit,
     MmioExit, MsrExit,

@@ -73,6 +73,8 @@ pub struct Translation {
     /// The largest naturally aligned page around the byte for which the same answer holds: the
     /// guest's page and the memslot both cover it.
     pub size: PageSize,
+    /// The size of the guest's page: what `INVLPG` of any address in it invalidates.
+    pub guest_size: PageSize,
     /// A user page: every entry on the way has U/S set.
     pub user: bool,
     /// Reads may go on without asking (false only where a protection key forbids them).

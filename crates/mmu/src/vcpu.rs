@@ -396,6 +396,7 @@ pub(crate) fn translation(
         gpa: page.gpa,
         hva: host.hva,
         size: page.size.min(host.size),
+        guest_size: page.size,
         user: page.rights.contains(rights::Rights::USER),
         readable: may(AccessKind::Read),
         writable: page.dirty && host.writable && may(AccessKind::Write),

@@ -1,0 +1,211 @@
+//! Translated blocks and the pages that they stand on.
+//!
+//! A code page is a guest virtual page, the host page that it led to, and everything else that its
+//! translations depend on ([`PageKey`]); it has a number that is never used twice until the cache is
+//! emptied. The instruction TLB of the frame maps a guest page to that number. A block may be entered
+//! from elsewhere only where the instruction TLB holds the number of its page: so a change of address
+//! space, of the guest's tables or of the host page needs no search for jumps that lead to the block.
+//!
+//! | entry | checks | who comes |
+//! |---|---|---|
+//! | plain | nothing | jumps within a page, and the two below |
+//! | checked | the page | jumps from other pages |
+//! | indirect | RIP is the block's, `go`, the page | the table of indirect jumps |
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use addr::{Gvn, Hfn};
+
+use crate::translate::{Mode, PageCheck};
+
+/// Everything that the translations on a page depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PageKey {
+    pub(crate) gvn: Gvn,
+    pub(crate) host: Hfn,
+    pub(crate) context: CodeContext,
+}
+
+/// What translations depend on besides where the code lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct CodeContext {
+    pub(crate) mode: Mode,
+    pub(crate) cs_base: u64,
+    pub(crate) cs_limit: u32,
+}
+
+/// A page with translated code.
+#[derive(Debug)]
+pub(crate) struct CodePage {
+    pub(crate) key: PageKey,
+    /// Which chunks of 64 bytes are translated, and what they held.
+    pub(crate) chunks: u64,
+    pub(crate) copy: Box<[u8; 4096]>,
+    /// When the bytes were last found unchanged.
+    pub(crate) verified: u64,
+    pub(crate) blocks: Vec<u32>,
+    /// Its translations are void.
+    pub(crate) dead: bool,
+}
+
+/// A translated block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    pub(crate) rip: u64,
+    /// Offset of the plain entry.
+    pub(crate) plain: u32,
+    /// End of its code.
+    pub(crate) end: u32,
+    /// First of its marks.
+    pub(crate) marks: u32,
+    pub(crate) page: u32,
+    /// The page of its last byte, where that is another.
+    pub(crate) second: Option<u32>,
+    /// Offset of the checked and the indirect entry, once made.
+    pub(crate) checked: Option<u32>,
+    pub(crate) indirect: Option<u32>,
+}
+
+/// A fast hash for keys that the guest can't profit from attacking: its own blocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WordHasher(u64);
+
+impl Hasher for WordHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0.rotate_left(23) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 29;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Words = BuildHasherDefault<WordHasher>;
+
+/// All that is translated in one vCPU.
+#[expect(
+    clippy::struct_field_names,
+    reason = "the blocks of the blocks' tables"
+)]
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    pub(crate) pages: Vec<CodePage>,
+    by_key: HashMap<PageKey, u32, Words>,
+    by_host: HashMap<Hfn, Vec<u32>, Words>,
+    pub(crate) blocks: Vec<Block>,
+    by_place: HashMap<(u32, u16), u32, Words>,
+}
+
+impl Blocks {
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The page with this key, made where it isn't there. Numbers begin with 1.
+    pub(crate) fn page(&mut self, key: PageKey, now: u64) -> u32 {
+        if let Some(id) = self.by_key.get(&key) {
+            return *id;
+        }
+        self.pages.push(CodePage {
+            key,
+            chunks: 0,
+            copy: Box::new([0; 4096]),
+            verified: now,
+            blocks: Vec::new(),
+            dead: false,
+        });
+        let id = self.pages.len() as u32;
+        self.by_key.insert(key, id);
+        self.by_host.entry(key.host).or_default().push(id);
+        id
+    }
+
+    /// A page by its number.
+    pub(crate) fn page_ref(&self, id: u32) -> Option<&CodePage> {
+        self.pages.get((id as usize).wrapping_sub(1))
+    }
+
+    pub(crate) fn page_mut(&mut self, id: u32) -> Option<&mut CodePage> {
+        self.pages.get_mut((id as usize).wrapping_sub(1))
+    }
+
+    /// The block at an offset of a page.
+    pub(crate) fn find(&self, page: u32, offset: u16) -> Option<u32> {
+        self.by_place.get(&(page, offset)).copied()
+    }
+
+    pub(crate) fn insert(&mut self, offset: u16, block: Block) -> u32 {
+        let number = self.blocks.len() as u32;
+        self.blocks.push(block);
+        self.by_place.insert((block.page, offset), number);
+        for page in [Some(block.page), block.second].into_iter().flatten() {
+            if let Some(page) = self.page_mut(page) {
+                page.blocks.push(number);
+            }
+        }
+        number
+    }
+
+    /// Takes the pages on this host page out of all tables; the blocks that were on them.
+    pub(crate) fn remove_host_page(&mut self, host: Hfn) -> Vec<u32> {
+        let mut removed = Vec::new();
+        for id in self.by_host.remove(&host).unwrap_or_default() {
+            let Some(page) = self.pages.get_mut(id as usize - 1) else {
+                continue;
+            };
+            page.dead = true;
+            page.chunks = 0;
+            let key = page.key;
+            let blocks = std::mem::take(&mut page.blocks);
+            self.by_key.remove(&key);
+            for number in &blocks {
+                let block = &self.blocks[*number as usize];
+                let offset = (block_linear(block, &self.pages) & 0xfff) as u16;
+                self.by_place.remove(&(block.page, offset));
+            }
+            removed.extend(blocks);
+        }
+        removed
+    }
+
+    /// The block whose code holds this offset of the cache.
+    pub(crate) fn block_at(&self, offset: u32) -> Option<&Block> {
+        let next = self.blocks.partition_point(|b| b.plain <= offset);
+        self.blocks[..next].last().filter(|b| offset < b.end)
+    }
+}
+
+fn block_linear(block: &Block, pages: &[CodePage]) -> u64 {
+    let base = pages[block.page as usize - 1].key.context.cs_base;
+    block.rip.wrapping_add(base)
+}
+
+/// The check of a page.
+pub(crate) fn check_of(gvn: Gvn, id: u32) -> PageCheck {
+    PageCheck {
+        index: xtlb_index(gvn) as u32,
+        id,
+    }
+}
+
+/// The entry of the instruction TLB for a page.
+pub(crate) fn xtlb_index(gvn: Gvn) -> usize {
+    gvn.number() as usize % super::frame::XTLB_ENTRIES
+}

@@ -1,0 +1,179 @@
+//! Operands that translated code can't reach in one piece: across a page, in device memory, in pages
+//! with translated code.
+//!
+//! The instruction is translated a second time, alone, so that each access leaves first. Its operand
+//! is read into a buffer, the host's CPU executes the instruction on the buffer, and written operands
+//! go to memory behind it. So no instruction needs an emulator. Whether a write is allowed is known
+//! before the instruction runs. One that reads and writes begins again where another CPU has changed
+//! the operand meanwhile.
+
+use addr::Gva;
+
+use super::frame::{BOUNCE_SIZE, BOUNCE_SLOTS};
+use super::memory::{Place, read_ram};
+use super::vcpu::Vcpu;
+use crate::system::Abort;
+use crate::translate::{Access, Mode, Use};
+use crate::{Exit, Handled, Platform};
+
+type Places = [Option<(Place, usize)>; 2];
+
+/// The operands of the instruction on its way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bounce {
+    slots: [Option<Operand>; BOUNCE_SLOTS],
+    /// General registers and arithmetic flags before the instruction, for one that begins again.
+    gpr: [u64; 16],
+    arith: u16,
+    rip: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Operand {
+    size: usize,
+    usage: Use,
+    places: Places,
+    /// What was read, where the write is to be one with the read.
+    old: Option<u64>,
+}
+
+impl Vcpu {
+    /// Goes on with a translation of the instruction at RIP that uses bounce buffers.
+    pub(super) fn begin_bounce(&mut self) -> Result<u64, Abort> {
+        let number = self.find(Mode::BOUNCE)?;
+        self.memory.mmio.begin();
+        self.bounce.slots = Default::default();
+        let frame = self.frame();
+        let (gpr, arith, rip) = (frame.state.gpr, frame.arith, frame.state.rip);
+        self.bounce.gpr = gpr;
+        self.bounce.arith = arith;
+        self.bounce.rip = rip;
+        let plain = self.blocks.blocks[number as usize].plain;
+        Ok(self.cache.base() + u64::from(plain))
+    }
+
+    /// An access of the bounced instruction: reads the operand into its buffer.
+    pub(super) fn bounce_access(
+        &mut self,
+        access: &Access,
+        platform: &mut dyn Platform,
+    ) -> Result<(), Abort> {
+        let gva = Gva::new(self.frame().t0);
+        let size = usize::from(access.size).min(BOUNCE_SIZE);
+        let privilege = super::memory::privilege_of(self.context.mode.view());
+        let places = if access.usage.writes() {
+            self.memory.writable(gva, size, privilege)?
+        } else {
+            [None; 2]
+        };
+        let mut data = [0; BOUNCE_SIZE];
+        let operand = &mut data[..size];
+        if access.usage != Use::WriteOnly {
+            let taken = self.memory.mmio.taken();
+            loop {
+                match self.read_operand(gva, operand, &places, privilege) {
+                    Err(Abort::Exit(Exit::Mmio(_)))
+                        if self.memory.mmio.ask(platform) == Handled::Yes =>
+                    {
+                        self.memory.mmio.take_again(taken);
+                    }
+                    other => break other?,
+                }
+            }
+        }
+        let old = (access.usage == Use::Write && size <= 8).then(|| {
+            let mut bytes = [0; 8];
+            bytes[..size].copy_from_slice(operand);
+            u64::from_le_bytes(bytes)
+        });
+        let slot = usize::from(access.slot);
+        let frame = self.frame_mut();
+        frame.bounce[slot][..size].copy_from_slice(&data[..size]);
+        let buffer = frame.bounce[slot].as_ptr() as u64;
+        frame.t1 = buffer.wrapping_sub(gva.raw());
+        self.bounce.slots[slot] = Some(Operand {
+            size,
+            usage: access.usage,
+            places,
+            old,
+        });
+        Ok(())
+    }
+
+    fn read_operand(
+        &mut self,
+        gva: Gva,
+        data: &mut [u8],
+        places: &Places,
+        privilege: mmu::Privilege,
+    ) -> Result<(), Abort> {
+        if places[0].is_none() {
+            return self.memory.read_as(gva, data, privilege);
+        }
+        let mut at = 0;
+        for (place, len) in places.iter().flatten() {
+            self.memory.read_place(*place, &mut data[at..at + len])?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// The bounced instruction is done: its results go to memory. Whether it must begin again.
+    pub(super) fn commit(&mut self) -> Result<Committed, Abort> {
+        for slot in 0..BOUNCE_SLOTS {
+            let Some(operand) = self.bounce.slots[slot].take() else {
+                continue;
+            };
+            if !operand.usage.writes() {
+                continue;
+            }
+            let mut data = [0; BOUNCE_SIZE];
+            data[..operand.size].copy_from_slice(&self.frame().bounce[slot][..operand.size]);
+            if let Some(old) = operand.old
+                && !still(&operand, old)?
+            {
+                return Ok(self.roll_back());
+            }
+            let mut at = 0;
+            for (place, len) in operand.places.into_iter().flatten() {
+                self.memory.write_place(place, &data[at..at + len])?;
+                at += len;
+            }
+        }
+        self.memory.mmio.end();
+        Ok(Committed::Yes)
+    }
+
+    fn roll_back(&mut self) -> Committed {
+        let (gpr, arith, rip) = (self.bounce.gpr, self.bounce.arith, self.bounce.rip);
+        let frame = self.frame_mut();
+        frame.state.gpr = gpr;
+        frame.arith = arith;
+        frame.state.rip = rip;
+        Committed::Again
+    }
+}
+
+/// Whether the operand in RAM still holds what was read.
+///
+/// The check and the write are two steps; both are under no common lock, so that another CPU's
+/// write in between is lost. It needs two CPUs that update one word in a page of code.
+fn still(operand: &Operand, old: u64) -> Result<bool, Abort> {
+    let mut bytes = [0; 8];
+    let mut at = 0;
+    for (place, len) in operand.places.iter().flatten() {
+        let Place::Ram(hva) = place else {
+            return Ok(true);
+        };
+        read_ram(*hva, &mut bytes[at..at + len])?;
+        at += len;
+    }
+    Ok(u64::from_le_bytes(bytes) == old)
+}
+
+/// Whether a bounced instruction took effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    Yes,
+    Again,
+}

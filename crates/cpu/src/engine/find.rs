@@ -1,0 +1,444 @@
+//! From RIP to translated code: lookup, translation, chaining, and what makes code void.
+
+use addr::{Address, Gva, Gvn, Hva, PageSize};
+
+use super::blocks::{Block, CodeContext, PageKey, check_of, xtlb_index};
+use super::code_map::chunks;
+use super::frame::{JUMP_ENTRIES, View};
+use super::memory::{CodePlace, read_ram};
+use super::segments::{bad_address, is_canonical};
+use super::vcpu::Vcpu;
+use crate::emit::asm::Width;
+use crate::emit::{Asm, Mem, Reg};
+use crate::engine::frame::frame_disp;
+use crate::system::Abort;
+use crate::translate::{
+    Decoded, MAX_BLOCK_BYTES, Mode, PageCheck, Reason, SCRATCH, SITE_HOST_FAULT, SITE_INDIRECT,
+    Site, Source, T0, emit_exit, emit_page_check,
+};
+use crate::{Exit, InternalError};
+
+/// Bytes of code read at once.
+const WINDOW: usize = 256;
+/// The longest instruction.
+const LONGEST: usize = 15;
+
+impl Vcpu {
+    /// Writes the stubs that every cache begins with.
+    pub(super) fn write_stubs(&mut self) {
+        let base = self.cache.base();
+        let mut asm = Asm::default();
+        asm.reset(base);
+        asm.jmp_mem(Mem::base(Reg::RSP, frame_disp!(exit)));
+        self.indirect_stub = asm.here() as u32;
+        emit_exit(&mut asm, SITE_INDIRECT, base);
+        self.trap_stub = asm.here() as u32;
+        emit_exit(&mut asm, SITE_HOST_FAULT, base);
+        self.cache.truncate(0);
+        self.cache.push(asm.code());
+        self.stubs_end = self.cache.used();
+        self.forget_translations();
+    }
+
+    /// Empties the cache.
+    pub(super) fn forget_translations(&mut self) {
+        self.generation += 1;
+        self.cache.truncate(self.stubs_end);
+        self.blocks.clear();
+        self.tables.marks.clear();
+        self.tables.instructions.clear();
+        self.tables.sites.clear();
+        for reason in [Reason::Indirect, Reason::HostFault] {
+            self.tables.sites.push(Site { rip: 0, reason });
+        }
+        self.forget_pages();
+        self.forget_jumps();
+    }
+
+    fn forget_pages(&mut self) {
+        self.frame_mut().xtlb.iter_mut().for_each(|x| x.fill(0));
+    }
+
+    /// Empties the tables of indirect jumps.
+    pub(super) fn forget_jumps(&mut self) {
+        for view in View::ALL {
+            self.forget_jumps_of(view);
+        }
+    }
+
+    fn forget_jumps_of(&mut self, view: View) {
+        let stub = self.cache.base() + u64::from(self.indirect_stub);
+        self.frame_mut().jumps[view as usize].fill(stub);
+    }
+
+    /// Makes the tables of the present view those of the present context.
+    pub(super) fn adopt_context(&mut self, context: CodeContext) {
+        self.context = context;
+        let view = context.mode.view();
+        if self.contexts[view as usize] != context {
+            self.contexts[view as usize] = context;
+            self.frame_mut().xtlb[view as usize].fill(0);
+            self.forget_jumps_of(view);
+        }
+    }
+
+    fn linear_ip(&self) -> Result<Gva, Abort> {
+        let state = self.state();
+        let rip = state.rip;
+        if self.context.mode.is_64() {
+            if !is_canonical(rip, state) {
+                return Err(bad_address(1));
+            }
+            return Ok(Gva::new(rip));
+        }
+        if rip > u64::from(self.context.cs_limit) {
+            return Err(bad_address(1));
+        }
+        Ok(Gva::new(
+            self.context.cs_base.wrapping_add(rip) & 0xffff_ffff,
+        ))
+    }
+
+    /// The block at RIP; `extra` are bits of [`Mode`] for translations of a special kind.
+    pub(super) fn find(&mut self, extra: u32) -> Result<u32, Abort> {
+        let linear = self.linear_ip()?;
+        let mut context = self.context;
+        context.mode = context.mode.with(extra | self.extra);
+        let page = self.code_page(linear.frame(), context)?;
+        let offset = linear.page_offset(PageSize::Size4K) as u16;
+        if let Some(number) = self.blocks.find(page, offset) {
+            let block = self.blocks.blocks[number as usize];
+            match block.second {
+                None => return Ok(number),
+                Some(second) => {
+                    let next = Gvn::new(linear.frame().number().wrapping_add(1));
+                    if self.code_page(next, context)? == second {
+                        return Ok(number);
+                    }
+                }
+            }
+        }
+        self.translate_block(linear, context, page)
+    }
+
+    /// The number of the code page at `gvn`, from the instruction TLB or by a walk.
+    fn code_page(&mut self, gvn: Gvn, context: CodeContext) -> Result<u32, Abort> {
+        let view = context.mode.view();
+        let at = xtlb_index(gvn);
+        let plain = context == self.contexts[view as usize];
+        if plain {
+            let id = self.frame().xtlb[view as usize][at];
+            if self.blocks.page_ref(id).is_some_and(|p| p.key.gvn == gvn) {
+                return Ok(id);
+            }
+        }
+        let gva = Gva::new(gvn.number() << 12);
+        let CodePlace::Ram(hva) = self.memory.code_place(gva, view)? else {
+            return Err(Abort::Exit(Exit::InternalError(InternalError {
+                bytes: [0; 15],
+                len: 0,
+            })));
+        };
+        let key = PageKey {
+            gvn,
+            host: hva.frame(),
+            context,
+        };
+        let mut id = self.blocks.page(key, self.epoch);
+        if !self.is_unchanged(id)? {
+            self.memory.code.void(hva.frame());
+            self.memory.tell_others();
+            self.take_voids();
+            id = self.blocks.page(key, self.epoch);
+        }
+        if plain {
+            self.frame_mut().xtlb[view as usize][at] = id;
+        }
+        Ok(id)
+    }
+
+    /// Whether a page still holds the bytes that were translated.
+    fn is_unchanged(&mut self, id: u32) -> Result<bool, Abort> {
+        let epoch = self.epoch;
+        let Some(page) = self.blocks.page_mut(id) else {
+            return Ok(true);
+        };
+        if page.verified == epoch {
+            return Ok(true);
+        }
+        page.verified = epoch;
+        let base = page.key.host.number() << 12;
+        let mut left = page.chunks;
+        while left != 0 {
+            let at = left.trailing_zeros() as usize * 64;
+            left &= left - 1;
+            let mut now = [0; 64];
+            read_ram(Hva::new(base + at as u64), &mut now)?;
+            if now != page.copy[at..at + 64] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Drops what the shared map has voided since the last look.
+    pub(super) fn take_voids(&mut self) {
+        let (voided, seen) = self.memory.code.voided_since(self.seen_voids);
+        self.seen_voids = seen;
+        if voided.is_empty() {
+            return;
+        }
+        for host in voided {
+            for number in self.blocks.remove_host_page(host) {
+                self.void_block(number);
+            }
+        }
+        self.forget_pages();
+    }
+
+    /// Makes a block's entry lead out.
+    fn void_block(&mut self, number: u32) {
+        let block = self.blocks.blocks[number as usize];
+        let site = self.add_site(block.rip, Reason::Stale);
+        let stub = self.emit(|asm, base| emit_exit(asm, site, base));
+        self.cache.write_jump(block.plain, stub);
+    }
+
+    fn add_site(&mut self, rip: u64, reason: Reason) -> u32 {
+        self.tables.sites.push(Site { rip, reason });
+        self.tables.sites.len() as u32 - 1
+    }
+
+    /// Appends a small piece of code to the cache; there is always room left for some.
+    fn emit(&mut self, write: impl FnOnce(&mut Asm, u64)) -> u32 {
+        let mut asm = Asm::default();
+        asm.reset(self.cache.base() + u64::from(self.cache.used()));
+        write(&mut asm, self.cache.base());
+        self.cache.push(asm.code())
+    }
+
+    fn translate_block(
+        &mut self,
+        linear: Gva,
+        context: CodeContext,
+        mut page: u32,
+    ) -> Result<u32, Abort> {
+        if !self.cache.has_room(2 * MAX_BLOCK_BYTES) {
+            self.forget_translations();
+            page = self.code_page(linear.frame(), context)?;
+        }
+        let rest = 4096 - linear.page_offset(PageSize::Size4K) as usize;
+        loop {
+            let mut bytes = [0; WINDOW + LONGEST];
+            let first = rest.min(WINDOW);
+            self.read_code(page, linear, &mut bytes[..first])?;
+            let rip = self.state().rip;
+            let mode = context.mode;
+            let mut second = None;
+            let mut length = self.decode(rip, mode, &bytes[..first], None);
+            if length.is_none() {
+                let next = Gvn::new(linear.frame().number().wrapping_add(1));
+                let id = self.code_page(next, context)?;
+                let tail = &mut bytes[first..first + LONGEST];
+                self.read_code(id, Gva::new(next.number() << 12), tail)?;
+                second = Some((next, id));
+                let check = Some(check_of(next, id));
+                length = self.decode(rip, mode, &bytes[..first + LONGEST], check);
+            }
+            let length = length.unwrap_or(first);
+            let mut fresh = self.protect(page, linear, &bytes[..length.min(rest)])?;
+            if let Some((next, id)) = second.filter(|_| length > rest) {
+                let start = Gva::new(next.number() << 12);
+                fresh &= self.protect(id, start, &bytes[rest..length])?;
+            }
+            if fresh {
+                let source = Source {
+                    rip,
+                    mode,
+                    bytes: &bytes,
+                    second: second.map(|(next, id)| check_of(next, id)),
+                };
+                let second = second.map(|(_, id)| id);
+                return Ok(self.write_block(&source, linear, page, second));
+            }
+            // A page died meanwhile: its successor, if it is one.
+            page = self.code_page(linear.frame(), context)?;
+        }
+    }
+
+    fn decode(
+        &mut self,
+        rip: u64,
+        mode: Mode,
+        bytes: &[u8],
+        second: Option<PageCheck>,
+    ) -> Option<usize> {
+        let source = Source {
+            rip,
+            mode,
+            bytes,
+            second,
+        };
+        match self.translator.decode(&source) {
+            Decoded::Bytes(length) => Some(length),
+            Decoded::NeedsMore => None,
+        }
+    }
+
+    fn read_code(&mut self, page: u32, gva: Gva, bytes: &mut [u8]) -> Result<(), Abort> {
+        let Some(page) = self.blocks.page_ref(page) else {
+            return Ok(());
+        };
+        let hva = (page.key.host.number() << 12) + gva.page_offset(PageSize::Size4K);
+        read_ram(Hva::new(hva), bytes)
+    }
+
+    /// Notes that these bytes are translated. Whether they are still there now that every write to
+    /// them is noticed.
+    fn protect(&mut self, id: u32, gva: Gva, bytes: &[u8]) -> Result<bool, Abort> {
+        let offset = gva.page_offset(PageSize::Size4K);
+        let wanted = chunks(offset, bytes.len() as u64);
+        let Some(page) = self.blocks.page_ref(id) else {
+            return Ok(true);
+        };
+        let host = page.key.host;
+        let missing = wanted & !page.chunks;
+        if missing == 0 {
+            return Ok(true);
+        }
+        if self.memory.code.add(host, wanted) {
+            self.flush_writes();
+        }
+        let mut now = vec![0; bytes.len()];
+        self.read_code(id, gva, &mut now)?;
+        let Some(page) = self.blocks.page_mut(id) else {
+            return Ok(false);
+        };
+        let mut left = missing;
+        while left != 0 {
+            let at = left.trailing_zeros() as usize * 64;
+            left &= left - 1;
+            let hva = Hva::new((host.number() << 12) + at as u64);
+            read_ram(hva, &mut page.copy[at..at + 64])?;
+        }
+        page.chunks |= missing;
+        Ok(now == bytes && !page.dead)
+    }
+
+    /// Lets no vCPU write to a page with code unnoticed.
+    fn flush_writes(&mut self) {
+        let view = self.view();
+        super::tlb::Tlb {
+            views: view.tlb,
+            large: &mut view.memory.large,
+        }
+        .flush_writes();
+        let participant = std::sync::Arc::clone(&self.memory.participant);
+        let late = self
+            .memory
+            .domain
+            .request_and_wait(memory::quiesce::Requests::FLUSH_TLB, Some(&participant));
+        self.memory.late |= late;
+    }
+
+    fn write_block(
+        &mut self,
+        source: &Source<'_>,
+        linear: Gva,
+        page: u32,
+        second: Option<u32>,
+    ) -> u32 {
+        let start = self.cache.used();
+        let marks = self.tables.marks.len() as u32;
+        let code = self
+            .translator
+            .translate(source, &mut self.tables, self.cache.base(), start);
+        self.cache.push(code);
+        let block = Block {
+            rip: source.rip,
+            plain: start,
+            end: self.cache.used(),
+            marks,
+            page,
+            second,
+            checked: None,
+            indirect: None,
+        };
+        let offset = linear.page_offset(PageSize::Size4K) as u16;
+        self.blocks.insert(offset, block)
+    }
+
+    /// The entry of a block for jumps from other pages.
+    pub(super) fn checked_entry(&mut self, number: u32) -> u32 {
+        let block = self.blocks.blocks[number as usize];
+        if let Some(entry) = block.checked {
+            return entry;
+        }
+        let key = self.blocks.pages[block.page as usize - 1].key;
+        let stale = self.add_site(block.rip, Reason::Stale);
+        let entry = self.emit(|asm, base| {
+            emit_page_check(asm, key.context.mode, check_of(key.gvn, block.page));
+            let ok = asm.jrcxz();
+            emit_exit(asm, stale, base);
+            asm.bind(ok);
+            asm.jmp_to(base + u64::from(block.plain));
+        });
+        self.blocks.blocks[number as usize].checked = Some(entry);
+        entry
+    }
+
+    /// The entry of a block for indirect jumps, with the target in `T0`.
+    fn indirect_entry(&mut self, number: u32) -> u32 {
+        let block = self.blocks.blocks[number as usize];
+        if let Some(entry) = block.indirect {
+            return entry;
+        }
+        let checked = self.checked_entry(number);
+        let miss = self.cache.base() + u64::from(self.indirect_stub);
+        let entry = self.emit(|asm, base| {
+            let minus = block.rip.wrapping_neg();
+            if i32::try_from(minus as i64).is_ok() {
+                asm.lea(Width::B64, SCRATCH, Mem::base(T0, minus as i32));
+            } else {
+                asm.mov_imm(SCRATCH, minus);
+                asm.lea(Width::B64, SCRATCH, Mem::indexed(T0, SCRATCH, 0, 0));
+            }
+            let same = asm.jrcxz();
+            asm.jmp_to(miss);
+            asm.bind(same);
+            asm.load(Width::B32, SCRATCH, Mem::base(Reg::RSP, frame_disp!(go)));
+            let asked = asm.jrcxz();
+            asm.jmp_to(base + u64::from(checked));
+            asm.bind(asked);
+            asm.jmp_to(miss);
+        });
+        self.blocks.blocks[number as usize].indirect = Some(entry);
+        entry
+    }
+
+    /// Lets indirect jumps to this block find it.
+    pub(super) fn remember_jump(&mut self, number: u32) {
+        let rip = self.blocks.blocks[number as usize].rip;
+        let entry = self.cache.base() + u64::from(self.indirect_entry(number));
+        let view = self.context.mode.view() as usize;
+        let at = (rip >> 1) as usize % JUMP_ENTRIES;
+        self.frame_mut().jumps[view][at] = entry;
+    }
+
+    /// Chains a direct jump to a block.
+    pub(super) fn chain(&mut self, patch: u32, number: u32) {
+        let from = self.blocks.block_at(patch).map(|b| b.page);
+        let block = self.blocks.blocks[number as usize];
+        let target = if from == Some(block.page) {
+            block.plain
+        } else {
+            self.checked_entry(number)
+        };
+        self.cache.patch_jump(patch, target);
+    }
+
+    /// Whether blocks of this kind are chained.
+    pub(super) fn may_chain(&self) -> bool {
+        self.extra & Mode::STEP == 0
+    }
+}

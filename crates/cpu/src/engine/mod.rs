@@ -1,0 +1,25 @@
+//! The engine: translated code, where it is kept, how it is entered and left, and the loop around it.
+
+pub(crate) mod blocks;
+mod bounce;
+mod cache;
+mod code_map;
+mod context;
+mod enter;
+mod find;
+pub(crate) mod frame;
+mod kick;
+mod memory;
+mod mmio;
+mod run;
+mod rust;
+mod segments;
+mod signals;
+mod sites;
+mod strings;
+mod tlb;
+mod vcpu;
+
+pub use code_map::CodeMap;
+pub use kick::VcpuKick;
+pub use vcpu::{Vcpu, VcpuConfig};

@@ -1,0 +1,241 @@
+//! The loop around translated code.
+
+#![expect(unsafe_code, reason = "enters translated code")]
+
+use memory::quiesce::Requests;
+use x86::rflags;
+
+use super::context::code_context;
+use super::enter;
+use super::signals::{Running, set_running};
+use super::sites::Then;
+use super::vcpu::Vcpu;
+use crate::system::{self, Abort, Effects, Event};
+use crate::translate::Mode;
+use crate::{Exception, Exit, Handled, Platform};
+
+impl Vcpu {
+    /// Runs guest code until something is for the monitor.
+    pub fn run(&mut self, platform: &mut dyn Platform) -> Exit {
+        self.kick.clear();
+        let requests = self.memory.participant.enter();
+        self.begin_run();
+        let exit = match self.serve(requests) {
+            Ok(()) => self.drive(platform),
+            Err(exit) => exit,
+        };
+        self.end_run();
+        self.memory.participant.leave();
+        exit
+    }
+
+    fn begin_run(&mut self) {
+        self.epoch += 1;
+        self.boundary_due = true;
+        let state = self.state_changed;
+        self.state_changed = false;
+        self.flags_in();
+        let view = self.view();
+        for xtlb in view.xtlb.iter_mut() {
+            xtlb.fill(0);
+        }
+        if state {
+            self.adopt_state();
+        }
+        let context = code_context(self.state());
+        self.adopt_context(context);
+        let frame = self.frame_mut();
+        enter::save_host_fpu(frame);
+        enter::load_fpu(frame);
+    }
+
+    /// The monitor has changed the state: nothing derived from it holds any more.
+    fn adopt_state(&mut self) {
+        let registers = super::memory::paging_registers(self.state());
+        let mut view = self.view();
+        if *view.memory.mmu.registers() != registers {
+            let _ = view.memory.mmu.set_registers(&registers);
+            let _ = view.memory.mmu.invalidate_all();
+        }
+        view.flush_all();
+    }
+
+    fn end_run(&mut self) {
+        let frame = self.frame_mut();
+        enter::store_fpu(frame);
+        enter::restore_host_fpu(frame);
+        self.flags_out();
+    }
+
+    /// Takes RFLAGS apart for translated code.
+    pub(super) fn flags_in(&mut self) {
+        let frame = self.frame_mut();
+        let flags = frame.state.rflags;
+        let low = flags & (rflags::ARITHMETIC & 0xff);
+        frame.arith = (low << 8 | flags >> 11 & 1) as u16;
+        frame.df = u8::from(flags & rflags::DF != 0);
+    }
+
+    /// Puts RFLAGS together again.
+    pub(super) fn flags_out(&mut self) {
+        let frame = self.frame_mut();
+        let arith = u64::from(frame.arith);
+        let low = arith >> 8 & (rflags::ARITHMETIC & 0xff);
+        let rest = frame.state.rflags & !(rflags::ARITHMETIC | rflags::DF);
+        let df = if frame.df == 0 { 0 } else { rflags::DF };
+        frame.state.rflags = rest | low | (arith & 1) << 11 | df | rflags::FIXED;
+    }
+
+    /// Takes over what a function of [`system`] has changed.
+    pub(super) fn after_system(&mut self, effects: Effects) {
+        const CONTEXT: Effects = Effects::MODE
+            .union(Effects::SEGMENTS)
+            .union(Effects::FPU)
+            .union(Effects::ACCESS_RIGHTS)
+            .union(Effects::DELIVERED);
+        if effects.intersects(Effects::EVENTS | Effects::DEBUG) {
+            self.boundary_due = true;
+        }
+        if effects.intersects(CONTEXT) {
+            let context = code_context(self.state());
+            if context != self.context {
+                self.adopt_context(context);
+            }
+        }
+    }
+
+    /// Does what others asked for.
+    fn serve(&mut self, requests: Requests) -> Result<(), Exit> {
+        let requests = requests
+            | std::mem::replace(&mut self.memory.late, Requests::empty())
+            | self.kick.take();
+        if requests.contains(Requests::FLUSH_TLB) {
+            self.view().flush_all();
+        }
+        if requests.contains(Requests::INVALIDATE_CODE) {
+            self.take_voids();
+        }
+        if requests.contains(Requests::EVENT) {
+            self.boundary_due = true;
+        }
+        if requests.contains(Requests::EXIT) {
+            return Err(Exit::Interrupted);
+        }
+        Ok(())
+    }
+
+    fn look_around(&mut self) -> Result<(), Exit> {
+        if self.kick.is_asked() {
+            self.kick.clear();
+            let requests = self.memory.participant.checkpoint();
+            self.serve(requests)?;
+        } else if !self.memory.late.is_empty() {
+            self.serve(Requests::empty())?;
+        }
+        Ok(())
+    }
+
+    fn drive(&mut self, platform: &mut dyn Platform) -> Exit {
+        loop {
+            if let Some(write) = self.memory.mmio.flush(platform) {
+                return Exit::Mmio(write);
+            }
+            if let Err(exit) = self.look_around() {
+                return exit;
+            }
+            let mut result = Ok(());
+            if self.boundary_due {
+                result = self.boundary(platform);
+            }
+            if result.is_ok() && !self.boundary_due {
+                result = self.instructions(platform);
+            }
+            if let Err(Abort::Exception(exception)) = result {
+                result = self.raise(exception, platform);
+            }
+            match result {
+                Ok(()) => {}
+                Err(Abort::Exit(Exit::Mmio(asked))) if asked.write.is_none() => {
+                    if self.memory.mmio.ask(platform) == Handled::No {
+                        return Exit::Mmio(asked);
+                    }
+                }
+                Err(Abort::Exit(exit)) => return exit,
+                Err(Abort::HostFault(fault)) => return Exit::HostFault(fault),
+                // `raise` gives no exceptions.
+                Err(Abort::Exception(_)) => return Exit::Shutdown,
+            }
+        }
+    }
+
+    fn boundary(&mut self, platform: &mut dyn Platform) -> Result<(), Abort> {
+        self.boundary_due = false;
+        self.effects = Effects::empty();
+        let result = self.with_context(platform, system::boundary);
+        if result.is_err() {
+            self.boundary_due = true;
+        }
+        result.map(|_| ())
+    }
+
+    fn raise(&mut self, exception: Exception, platform: &mut dyn Platform) -> Result<(), Abort> {
+        self.memory.mmio.end();
+        self.effects = Effects::empty();
+        self.with_context(platform, |ctx| {
+            system::deliver(ctx, Event::Exception(exception))
+        })
+    }
+
+    fn instructions(&mut self, platform: &mut dyn Platform) -> Result<(), Abort> {
+        self.flags_out();
+        if system::must_step(self.state(), &self.guest_debug) {
+            self.extra = Mode::STEP;
+            let result = self.one(platform);
+            self.extra = 0;
+            return result;
+        }
+        let number = self.find(0)?;
+        let entry = self.blocks.blocks[number as usize].plain;
+        self.follow(self.cache.base() + u64::from(entry), platform)
+            .map(|_| ())
+    }
+
+    /// One instruction, between the calls that stepping asks for.
+    fn one(&mut self, platform: &mut dyn Platform) -> Result<(), Abort> {
+        self.effects = Effects::empty();
+        let step = self.with_context(platform, system::begin_instruction)?;
+        let number = self.find(0)?;
+        let entry = self.blocks.blocks[number as usize].plain;
+        let then = self.follow(self.cache.base() + u64::from(entry), platform)?;
+        if then == Then::Done {
+            self.with_context(platform, |ctx| system::end_instruction(ctx, step));
+            self.boundary_due = true;
+        }
+        Ok(())
+    }
+
+    /// Runs translated code from this address until the loop must look around.
+    fn follow(&mut self, mut target: u64, platform: &mut dyn Platform) -> Result<Then, Abort> {
+        loop {
+            let site = self.enter(target);
+            match self.handle(site, platform)? {
+                Then::Enter(next) => target = next,
+                then => return Ok(then),
+            }
+        }
+    }
+
+    fn enter(&mut self, target: u64) -> u32 {
+        let frame = self.mapping.frame().as_ptr();
+        let before = set_running(Some(Running {
+            frame,
+            code: self.cache.range(),
+            stub: self.cache.base() + u64::from(self.trap_stub),
+        }));
+        // SAFETY: the frame is this vCPU's, to which no reference exists now; the target was given
+        // by its own tables, which hold no code that does not fit its state.
+        let site = unsafe { enter::enter(frame, target as *const u8) };
+        set_running(before);
+        site
+    }
+}

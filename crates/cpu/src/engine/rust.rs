@@ -1,0 +1,265 @@
+//! Instructions that are run in Rust: those that no translation is worth, because they are rare and
+//! touch memory many times, or have no encoding in 64-bit mode.
+
+use addr::Gva;
+use iced_x86::{Code, Instruction, Mnemonic};
+use x86::rflags;
+
+use super::memory::privilege_of;
+use super::segments::{bad_address, checked, is_canonical};
+use super::sites::Then;
+use super::vcpu::Vcpu;
+use crate::state::gpr::{RAX, RBP, RSP};
+use crate::system::Abort;
+use crate::translate::Use;
+use crate::{Exception, Platform};
+
+/// The registers of `PUSHA`, in the order in which they are pushed.
+const ALL: [usize; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
+
+impl Vcpu {
+    /// Runs an instruction at RIP.
+    pub(super) fn run_in_rust(
+        &mut self,
+        instruction: &Instruction,
+        platform: &mut dyn Platform,
+    ) -> Result<Then, Abort> {
+        use Mnemonic as M;
+        if instruction.is_string_instruction() {
+            return self.run_string(instruction, platform);
+        }
+        self.flags_out();
+        match instruction.mnemonic() {
+            M::Pusha | M::Pushad => self.push_all(instruction)?,
+            M::Popa | M::Popad => self.pop_all(instruction)?,
+            M::Enter => self.enter_frame(instruction)?,
+            M::Salc => {
+                let carry = self.state().rflags & rflags::CF != 0;
+                self.set_al(if carry { 0xff } else { 0 });
+            }
+            M::Aam | M::Aad => self.adjust_by_division(instruction)?,
+            M::Aaa | M::Aas | M::Daa | M::Das => self.adjust(instruction.mnemonic()),
+            _ => {
+                return Err(Abort::Exception(Exception {
+                    vector: x86::vector::UD,
+                    error_code: None,
+                    payload: None,
+                }));
+            }
+        }
+        self.flags_in();
+        self.frame_mut().state.rip = instruction.next_ip();
+        Ok(Then::Done)
+    }
+
+    fn set_al(&mut self, value: u8) {
+        let rax = &mut self.frame_mut().state.gpr[RAX];
+        *rax = *rax & !0xff | u64::from(value);
+    }
+
+    /// The linear address of a stack slot.
+    fn stack_gva(&self, pointer: u64, size: usize, usage: Use) -> Result<Gva, Abort> {
+        let state = self.state();
+        if self.context.mode.is_64() {
+            return if is_canonical(pointer, state) {
+                Ok(Gva::new(pointer))
+            } else {
+                Err(bad_address(2))
+            };
+        }
+        let mask = self.stack_mask();
+        checked(state, 2, (pointer & mask) as u32, size as u32, usage)
+    }
+
+    fn stack_mask(&self) -> u64 {
+        match self.context.mode.stack_bits() {
+            64 => u64::MAX,
+            32 => 0xffff_ffff,
+            _ => 0xffff,
+        }
+    }
+
+    fn set_stack_pointer(&mut self, value: u64) {
+        let mask = self.stack_mask();
+        let rsp = &mut self.frame_mut().state.gpr[RSP];
+        *rsp = if mask == 0xffff {
+            *rsp & !mask | value & mask
+        } else {
+            value & mask
+        };
+    }
+
+    fn push_values(&mut self, pointer: u64, values: &[u64], size: usize) -> Result<u64, Abort> {
+        let privilege = privilege_of(self.context.mode.view());
+        let mut at = pointer;
+        for value in values {
+            at = at.wrapping_sub(size as u64) & self.stack_mask();
+            let gva = self.stack_gva(at, size, Use::WriteOnly)?;
+            self.memory
+                .write_as(gva, &value.to_le_bytes()[..size], privilege)?;
+        }
+        Ok(at)
+    }
+
+    fn read_stack(&mut self, pointer: u64, size: usize) -> Result<u64, Abort> {
+        let privilege = privilege_of(self.context.mode.view());
+        let gva = self.stack_gva(pointer, size, Use::Read)?;
+        let mut bytes = [0; 8];
+        self.memory.read_as(gva, &mut bytes[..size], privilege)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn push_all(&mut self, instruction: &Instruction) -> Result<(), Abort> {
+        let size = if instruction.code() == Code::Pushaw {
+            2
+        } else {
+            4
+        };
+        let gpr = self.state().gpr;
+        let values = ALL.map(|r| gpr[r]);
+        let pointer = self.push_values(gpr[RSP], &values, size)?;
+        self.set_stack_pointer(pointer);
+        Ok(())
+    }
+
+    fn pop_all(&mut self, instruction: &Instruction) -> Result<(), Abort> {
+        let size = if instruction.code() == Code::Popaw {
+            2
+        } else {
+            4
+        };
+        let mut pointer = self.state().gpr[RSP];
+        let mut values = [0; 8];
+        for value in &mut values {
+            *value = self.read_stack(pointer, size)?;
+            pointer = pointer.wrapping_add(size as u64);
+        }
+        let frame = self.frame_mut();
+        for (register, value) in ALL.iter().rev().zip(values) {
+            if *register == RSP {
+                continue;
+            }
+            let old = &mut frame.state.gpr[*register];
+            *old = if size == 2 {
+                *old & !0xffff | value
+            } else {
+                value
+            };
+        }
+        self.set_stack_pointer(pointer);
+        Ok(())
+    }
+
+    /// `ENTER` (SDM 1, 6.6).
+    fn enter_frame(&mut self, instruction: &Instruction) -> Result<(), Abort> {
+        let size = match instruction.code() {
+            Code::Enterw_imm16_imm8 => 2,
+            Code::Enterd_imm16_imm8 => 4,
+            _ => 8,
+        };
+        let level = usize::from(instruction.immediate8_2nd() & 31);
+        let gpr = self.state().gpr;
+        let mask = self.stack_mask();
+        let mut values = vec![gpr[RBP]];
+        let frame_pointer = gpr[RSP].wrapping_sub(size as u64);
+        for i in 1..level {
+            let at = gpr[RBP].wrapping_sub((i * size) as u64);
+            values.push(self.read_stack(at & mask, size)?);
+        }
+        if level > 0 {
+            values.push(frame_pointer);
+        }
+        let pointer = self.push_values(gpr[RSP], &values, size)?;
+        let bottom = pointer.wrapping_sub(u64::from(instruction.immediate16()));
+        // The new top must be writable, or the instruction faults with nothing changed.
+        let privilege = privilege_of(self.context.mode.view());
+        let gva = self.stack_gva(bottom & mask, size, Use::WriteOnly)?;
+        self.memory.writable(gva, size, privilege)?;
+        let frame = self.frame_mut();
+        let rbp = &mut frame.state.gpr[RBP];
+        *rbp = match size {
+            2 => *rbp & !0xffff | frame_pointer & 0xffff,
+            4 => frame_pointer & 0xffff_ffff,
+            _ => frame_pointer,
+        };
+        self.set_stack_pointer(bottom);
+        Ok(())
+    }
+
+    fn set_result_flags(&mut self, al: u8) {
+        let flags = &mut self.frame_mut().state.rflags;
+        *flags &= !(rflags::SF | rflags::ZF | rflags::PF);
+        if al & 0x80 != 0 {
+            *flags |= rflags::SF;
+        }
+        if al == 0 {
+            *flags |= rflags::ZF;
+        }
+        if al.count_ones().is_multiple_of(2) {
+            *flags |= rflags::PF;
+        }
+    }
+
+    fn set_flag(&mut self, bit: u64, set: bool) {
+        let flags = &mut self.frame_mut().state.rflags;
+        *flags = if set { *flags | bit } else { *flags & !bit };
+    }
+
+    fn adjust_by_division(&mut self, instruction: &Instruction) -> Result<(), Abort> {
+        let ax = self.state().gpr[RAX] as u16;
+        let (al, ah) = (ax as u8, (ax >> 8) as u8);
+        let base = instruction.immediate8();
+        let (al, ah) = if instruction.mnemonic() == Mnemonic::Aad {
+            (al.wrapping_add(ah.wrapping_mul(base)), 0)
+        } else if base == 0 {
+            return Err(Abort::Exception(Exception {
+                vector: x86::vector::DE,
+                error_code: None,
+                payload: None,
+            }));
+        } else {
+            (al % base, al / base)
+        };
+        let rax = &mut self.frame_mut().state.gpr[RAX];
+        *rax = *rax & !0xffff | u64::from(ah) << 8 | u64::from(al);
+        self.set_result_flags(al);
+        for bit in [rflags::CF, rflags::AF, rflags::OF] {
+            self.set_flag(bit, false);
+        }
+        Ok(())
+    }
+
+    fn adjust(&mut self, mnemonic: Mnemonic) {
+        let flags = self.state().rflags;
+        let (carry, aux) = (flags & rflags::CF != 0, flags & rflags::AF != 0);
+        let ax = self.state().gpr[RAX] as u16;
+        let al = ax as u8;
+        let low = al & 0xf > 9 || aux;
+        if matches!(mnemonic, Mnemonic::Aaa | Mnemonic::Aas) {
+            let delta = if low { 0x106 } else { 0 };
+            let ax = if mnemonic == Mnemonic::Aaa {
+                ax.wrapping_add(delta)
+            } else {
+                ax.wrapping_sub(delta)
+            } & 0xff0f;
+            let rax = &mut self.frame_mut().state.gpr[RAX];
+            *rax = *rax & !0xffff | u64::from(ax);
+            self.set_flag(rflags::AF, low);
+            self.set_flag(rflags::CF, low);
+            self.set_result_flags(ax as u8);
+            return;
+        }
+        let high = al > 0x99 || carry;
+        let delta = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
+        let adjusted = if mnemonic == Mnemonic::Daa {
+            al.wrapping_add(delta)
+        } else {
+            al.wrapping_sub(delta)
+        };
+        let borrow = mnemonic == Mnemonic::Das && low && al < 6;
+        self.set_al(adjusted);
+        self.set_flag(rflags::AF, low);
+        self.set_flag(rflags::CF, high || borrow);
+        self.set_result_flags(adjusted);
+    }
+}

@@ -1,0 +1,151 @@
+//! Traps of the host in translated code: a division by zero, a misaligned vector access, an unmasked
+//! floating-point exception, memory that isn't there.
+//!
+//! The handlers run on the stack below the frame or on the program's alternate one. Where the
+//! interrupted address lies in the code cache of the vCPU that this thread runs, they note what
+//! happened in the frame and let the thread go on at the cache's stub for traps, with every register
+//! as it was. Everything else goes to the handler that stood there before.
+
+#![expect(
+    unsafe_code,
+    reason = "installs signal handlers, which read and change a thread's saved registers"
+)]
+
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::{Once, OnceLock};
+
+use memory::access::{self, Verdict};
+
+use super::frame::{Frame, HostTrap};
+
+/// What the handlers know of the vCPU that a thread runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    pub(crate) frame: *mut Frame,
+    /// Addresses of translated code.
+    pub(crate) code: (u64, u64),
+    /// Where to go on.
+    pub(crate) stub: u64,
+}
+
+thread_local! {
+    static RUNNING: Cell<Option<Running>> = const { Cell::new(None) };
+}
+
+/// Marks the vCPU that this thread runs; the one before is returned, to be put back.
+pub(crate) fn set_running(running: Option<Running>) -> Option<Running> {
+    install();
+    RUNNING.with(|r| r.replace(running))
+}
+
+const OWN: [libc::c_int; 2] = [libc::SIGFPE, libc::SIGILL];
+static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
+
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let registered = access::register_hook(memory_hook);
+        debug_assert!(registered, "no room for another hook");
+        for (signal, previous) in OWN.into_iter().zip(&PREVIOUS) {
+            let mut old = MaybeUninit::<libc::sigaction>::zeroed();
+            // SAFETY: an all-zero sigaction is valid, and the handler has the signature that
+            // SA_SIGINFO asks for.
+            unsafe {
+                libc::sigaction(signal, ptr::null(), old.as_mut_ptr());
+                let _ = previous.set(old.assume_init());
+                let mut new = old.assume_init();
+                new.sa_sigaction = handle as *const () as usize;
+                new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                libc::sigaction(signal, &raw const new, ptr::null_mut());
+            }
+        }
+    });
+}
+
+fn memory_hook(context: &mut access::Context<'_>) -> Verdict {
+    if divert(context.registers, context.address.raw()) {
+        Verdict::Resume
+    } else {
+        Verdict::Pass
+    }
+}
+
+/// Lets the thread go on at the stub for traps, if it was in translated code.
+fn divert(registers: &mut [libc::greg_t; 23], address: u64) -> bool {
+    let Some(running) = RUNNING.with(Cell::get) else {
+        return false;
+    };
+    let pc = registers[libc::REG_RIP as usize] as u64;
+    if pc < running.code.0 || pc >= running.code.1 {
+        return false;
+    }
+    let trap = HostTrap {
+        pc,
+        vector: registers[libc::REG_TRAPNO as usize] as u64,
+        address,
+    };
+    // SAFETY: the frame belongs to the vCPU that this thread runs, and translated code, which was
+    // interrupted, holds no reference to it.
+    unsafe { (*running.frame).fault = trap };
+    registers[libc::REG_RIP as usize] = running.stub as libc::greg_t;
+    true
+}
+
+unsafe extern "C" fn handle(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    // SAFETY: the kernel passes valid pointers.
+    let diverted = unsafe {
+        let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+        (*info).si_code > 0 && divert(registers, (*info).si_addr() as u64)
+    };
+    if diverted {
+        return;
+    }
+    let previous = OWN
+        .iter()
+        .position(|s| *s == signal)
+        .and_then(|i| PREVIOUS[i].get());
+    if let Some(previous) = previous {
+        // SAFETY: the arguments are those that we were called with.
+        unsafe { chain(previous, signal, info, context) };
+    }
+}
+
+/// Hands the signal to the handler that stood there before.
+///
+/// # Safety
+/// The arguments are those of a signal handler.
+unsafe fn chain(
+    previous: &libc::sigaction,
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    match previous.sa_sigaction {
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // The instruction runs again and traps again, with the default action.
+            // SAFETY: an action that the kernel gave us, made the default.
+            unsafe {
+                let mut default = *previous;
+                default.sa_sigaction = libc::SIG_DFL;
+                libc::sigaction(signal, &raw const default, ptr::null_mut());
+            }
+        }
+        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+            type Handler =
+                unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+            // SAFETY: SA_SIGINFO says that the handler has three arguments.
+            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal, info, context) };
+        }
+        handler => {
+            type Handler = unsafe extern "C" fn(libc::c_int);
+            // SAFETY: the handler has one argument.
+            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal) };
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What is done where translated code has left.
+
+use addr::Gva;
+use iced_x86::Instruction;
+use mmu::AccessKind;
+
+use super::bounce::Committed;
+use super::memory::Resolved;
+use super::segments::{bad_address, checked, is_canonical};
+use super::vcpu::Vcpu;
+use crate::system::{self, Abort, Next};
+use crate::translate::{Access, Reason, Site, Use};
+use crate::{Exception, HostFault, Platform};
+
+/// How the loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Enter the cache at this address.
+    Enter(u64),
+    /// The instruction is done; look around, then at RIP.
+    Done,
+    /// Nothing was done; look around, then at RIP.
+    Retry,
+}
+
+impl Vcpu {
+    /// Does what this site is for.
+    pub(super) fn handle(&mut self, site: u32, platform: &mut dyn Platform) -> Result<Then, Abort> {
+        let Site { rip, reason } = self.tables.sites[site as usize];
+        match reason {
+            Reason::Access(access) => self.on_access(rip, &access, platform),
+            Reason::Link { patch } => self.on_link(rip, patch),
+            Reason::Indirect => self.on_indirect(),
+            Reason::System { instruction } => {
+                self.set_rip(rip);
+                let instruction = self.tables.instructions[instruction as usize];
+                self.run_system(&instruction, platform)
+            }
+            Reason::Rust { instruction } => {
+                self.set_rip(rip);
+                let instruction = self.tables.instructions[instruction as usize];
+                self.run_in_rust(&instruction, platform)
+            }
+            Reason::Raise(exception) => {
+                self.set_rip(rip);
+                Err(Abort::Exception(exception))
+            }
+            Reason::Poll | Reason::Stale => {
+                self.set_rip(rip);
+                Ok(Then::Retry)
+            }
+            Reason::Commit => {
+                self.set_rip(rip);
+                self.on_commit()
+            }
+            Reason::CommitIndirect => {
+                let target = self.frame().t0;
+                self.set_rip(target);
+                self.on_commit()
+            }
+            Reason::Limit { segment } => {
+                self.set_rip(rip);
+                Err(bad_address(segment))
+            }
+            Reason::Segment(access) => self.on_segment(rip, &access),
+            Reason::HostFault => self.on_trap(),
+        }
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.frame_mut().state.rip = rip;
+    }
+
+    fn on_commit(&mut self) -> Result<Then, Abort> {
+        Ok(match self.commit()? {
+            Committed::Yes => Then::Done,
+            Committed::Again => Then::Retry,
+        })
+    }
+
+    fn resume(&self, access: &Access) -> Then {
+        Then::Enter(self.cache.base() + u64::from(access.resume))
+    }
+
+    fn on_access(
+        &mut self,
+        rip: u64,
+        access: &Access,
+        platform: &mut dyn Platform,
+    ) -> Result<Then, Abort> {
+        self.set_rip(rip);
+        let gva = Gva::new(self.frame().t0);
+        let size = usize::from(access.size);
+        if self.context.mode.is_64() {
+            let last = gva.raw().wrapping_add(size as u64 - 1);
+            let state = self.state();
+            if !is_canonical(gva.raw(), state) || !is_canonical(last, state) {
+                return Err(bad_address(if access.segment == 2 { 2 } else { 0 }));
+            }
+        }
+        if access.bounce {
+            self.bounce_access(access, platform)?;
+            return Ok(self.resume(access));
+        }
+        let kind = if access.usage.writes() {
+            AccessKind::Write
+        } else {
+            AccessKind::Read
+        };
+        let view = self.context.mode.view();
+        match self.view().resolve(gva, size, kind, view)? {
+            Resolved::Addend(addend) => {
+                self.frame_mut().t1 = addend;
+                Ok(self.resume(access))
+            }
+            Resolved::Bounce => self.begin_bounce().map(Then::Enter),
+        }
+    }
+
+    fn on_segment(&mut self, rip: u64, access: &Access) -> Result<Then, Abort> {
+        self.set_rip(rip);
+        let offset = self.frame().t0 as u32;
+        let size = u32::from(access.size);
+        let usage: Use = access.usage;
+        let linear = checked(self.state(), access.segment, offset, size, usage)?;
+        self.frame_mut().t0 = linear.raw();
+        Ok(self.resume(access))
+    }
+
+    fn enter_block(&self, number: u32) -> Then {
+        let plain = self.blocks.blocks[number as usize].plain;
+        Then::Enter(self.cache.base() + u64::from(plain))
+    }
+
+    fn on_link(&mut self, target: u64, patch: u32) -> Result<Then, Abort> {
+        self.set_rip(target);
+        if !self.may_chain() {
+            return Ok(Then::Done);
+        }
+        let generation = self.generation;
+        let voids = self.seen_voids;
+        let number = self.find(0)?;
+        if generation == self.generation && voids == self.seen_voids {
+            self.chain(patch, number);
+        }
+        Ok(self.enter_block(number))
+    }
+
+    fn on_indirect(&mut self) -> Result<Then, Abort> {
+        let target = self.frame().t0;
+        self.set_rip(target);
+        if !self.may_chain() || self.kick.is_asked() {
+            return Ok(Then::Done);
+        }
+        let number = self.find(0)?;
+        self.remember_jump(number);
+        Ok(self.enter_block(number))
+    }
+
+    fn run_system(
+        &mut self,
+        instruction: &Instruction,
+        platform: &mut dyn Platform,
+    ) -> Result<Then, Abort> {
+        let fpu = system::uses_fpu(instruction);
+        if fpu {
+            super::enter::store_fpu(self.frame_mut());
+        }
+        self.memory.mmio.begin();
+        if self.may_chain() {
+            self.effects = system::Effects::empty();
+        }
+        let next = self.with_context(platform, |ctx| system::execute(ctx, instruction));
+        if fpu {
+            super::enter::load_fpu(self.frame_mut());
+        }
+        let next = next?;
+        self.memory.mmio.end();
+        Ok(match next {
+            Next::Sequential | Next::Jump => Then::Done,
+            Next::Again => {
+                self.boundary_due = true;
+                Then::Retry
+            }
+        })
+    }
+
+    /// A trap of the host in translated code.
+    fn on_trap(&mut self) -> Result<Then, Abort> {
+        let trap = self.frame().fault;
+        if let Some(rip) = self.rip_at(trap.pc) {
+            self.set_rip(rip);
+        }
+        let vector = trap.vector as u8;
+        Err(match vector {
+            x86::vector::DE | x86::vector::UD | x86::vector::MF | x86::vector::XM => {
+                Abort::Exception(Exception {
+                    vector,
+                    error_code: None,
+                    payload: None,
+                })
+            }
+            x86::vector::GP | x86::vector::SS | x86::vector::AC => Abort::Exception(Exception {
+                vector,
+                error_code: Some(0),
+                payload: None,
+            }),
+            _ => Abort::HostFault(HostFault {
+                gpa: None,
+                hva: addr::Hva::new(trap.address),
+            }),
+        })
+    }
+
+    /// RIP of the guest instruction whose translation holds this address.
+    fn rip_at(&self, pc: u64) -> Option<u64> {
+        let offset = self.cache.offset_of(pc)?;
+        let block = self.blocks.block_at(offset)?;
+        let marks = &self.tables.marks[block.marks as usize..];
+        let after = marks
+            .iter()
+            .position(|m| m.host > offset || m.host >= block.end)
+            .unwrap_or(marks.len());
+        let mark = marks[..after].last()?;
+        Some(block.rip.wrapping_add(u64::from(mark.guest)))
+    }
+}

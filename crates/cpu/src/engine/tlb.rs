@@ -1,0 +1,102 @@
+//! The inline TLB's contents: filling and flushing.
+//!
+//! The first level is what translated code looks into. It holds 4 KiB pages; where the guest's page
+//! is larger, `INVLPG` of any address in it must drop all of its pieces, so the range of addresses
+//! with such pieces is kept.
+
+use addr::{Address, Gva, Gvn, Hva, PageSize};
+
+use super::frame::{InlineTlb, TLB_ENTRIES, View};
+
+/// A tag that no page number cancels.
+const NEVER: u64 = 1;
+
+/// What may be done through an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rights {
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}
+
+/// Where pieces of large pages are in the TLB.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LargePages {
+    lowest: u64,
+    highest: u64,
+}
+
+impl Default for LargePages {
+    fn default() -> Self {
+        Self {
+            lowest: u64::MAX,
+            highest: 0,
+        }
+    }
+}
+
+impl LargePages {
+    fn add(&mut self, gva: Gva, size: PageSize) {
+        let start = gva.align_down(size).raw();
+        self.lowest = self.lowest.min(start);
+        self.highest = self.highest.max(start + size.offset_mask());
+    }
+
+    fn contains(&self, gva: Gva) -> bool {
+        (self.lowest..=self.highest).contains(&gva.raw())
+    }
+}
+
+/// The three inline TLBs of a vCPU.
+#[derive(Debug)]
+pub(crate) struct Tlb<'a> {
+    pub(crate) views: &'a mut [InlineTlb; 3],
+    pub(crate) large: &'a mut LargePages,
+}
+
+fn index(page: Gvn) -> usize {
+    page.number() as usize % TLB_ENTRIES
+}
+
+impl Tlb<'_> {
+    /// Makes an entry for the page of `gva`, whose byte lies at `hva`.
+    pub(crate) fn fill(&mut self, view: View, gva: Gva, hva: Hva, size: PageSize, rights: Rights) {
+        let tlb = &mut self.views[view as usize];
+        let at = index(gva.frame());
+        let tag = gva.frame().number().wrapping_neg();
+        tlb.addend[at] = hva.raw().wrapping_sub(gva.raw());
+        tlb.read[at] = if rights.read { tag } else { NEVER };
+        tlb.write[at] = if rights.write { tag } else { NEVER };
+        if size != PageSize::Size4K {
+            self.large.add(gva, size);
+        }
+    }
+
+    /// Drops all entries.
+    pub(crate) fn flush(&mut self) {
+        for tlb in self.views.iter_mut() {
+            tlb.read.fill(NEVER);
+            tlb.write.fill(NEVER);
+        }
+        *self.large = LargePages::default();
+    }
+
+    /// Drops all that allow writes.
+    pub(crate) fn flush_writes(&mut self) {
+        for tlb in self.views.iter_mut() {
+            tlb.write.fill(NEVER);
+        }
+    }
+
+    /// Drops the page that holds `gva`.
+    pub(crate) fn flush_page(&mut self, gva: Gva) {
+        if self.large.contains(gva) {
+            self.flush();
+            return;
+        }
+        for tlb in self.views.iter_mut() {
+            let at = index(gva.frame());
+            tlb.read[at] = NEVER;
+            tlb.write[at] = NEVER;
+        }
+    }
+}

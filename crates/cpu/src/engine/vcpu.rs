@@ -1,0 +1,275 @@
+//! One virtual CPU.
+
+#![expect(
+    unsafe_code,
+    reason = "makes references to the frame, which translated code writes between two of them"
+)]
+
+use std::io;
+use std::sync::Arc;
+
+use memory::quiesce::{Domain, Requests};
+use mmu::VcpuMmu;
+
+use super::blocks::{Blocks, CodeContext};
+use super::bounce::Bounce;
+use super::cache::CodeCache;
+use super::code_map::CodeMap;
+use super::frame::{Frame, FrameMapping, JUMP_MASK};
+use super::kick::VcpuKick;
+use super::memory::{Memory, MemoryView};
+use super::mmio::Mmio;
+use super::tlb::LargePages;
+use crate::CpuState;
+use crate::fpu::FpuState;
+use crate::system::{self, GuestDebug, Offer, Pending};
+use crate::translate::{Tables, Translator};
+
+/// What a [`Vcpu`] is made with.
+#[derive(Clone, Debug)]
+pub struct VcpuConfig {
+    /// Shared by the vCPUs of one VM.
+    pub code: Arc<CodeMap>,
+    /// Bytes of translated code, at most 1 GiB.
+    pub cache_size: usize,
+    /// What CPUID offers to the guest.
+    pub offer: Offer,
+}
+
+/// One virtual CPU. Its thread may change between two runs.
+pub struct Vcpu {
+    pub(super) mapping: Arc<FrameMapping>,
+    pub(super) kick: Arc<VcpuKick>,
+    pub(super) memory: Memory,
+    pub(super) cache: CodeCache,
+    /// End of the fixed stubs of the cache.
+    pub(super) stubs_end: u32,
+    /// Offset of the stub for indirect jumps that no table knows, and of that for traps.
+    pub(super) indirect_stub: u32,
+    pub(super) trap_stub: u32,
+    pub(super) tables: Tables,
+    pub(super) translator: Translator,
+    pub(super) blocks: Blocks,
+    /// Grows with every emptying of the cache.
+    pub(super) generation: u64,
+    /// Grows where translated bytes may have been changed by the host.
+    pub(super) epoch: u64,
+    pub(super) seen_voids: usize,
+    /// What the code that runs now depends on, and what the tables of each view are for.
+    pub(super) context: CodeContext,
+    pub(super) contexts: [CodeContext; 3],
+    /// [`crate::translate::Mode::STEP`] while instructions run one by one.
+    pub(super) extra: u32,
+    pub(super) bounce: Bounce,
+    pub(super) pending: Pending,
+    /// What the functions of [`system`] changed during the present instruction.
+    pub(super) effects: system::Effects,
+    pub(super) guest_debug: GuestDebug,
+    pub(super) offer: Offer,
+    /// [`system::boundary`] is due.
+    pub(super) boundary_due: bool,
+    /// The state was handed out for changes.
+    pub(super) state_changed: bool,
+}
+
+// SAFETY: everything in it is owned, the frame by its mapping; nothing is bound to a thread outside
+// of `run`.
+unsafe impl Send for Vcpu {}
+
+impl Vcpu {
+    /// A vCPU after power-up: all registers zero. It joins the VM's domain.
+    pub fn new(config: VcpuConfig, mmu: VcpuMmu, domain: &Arc<Domain>) -> io::Result<Self> {
+        let mapping = Arc::new(FrameMapping::new()?);
+        let kick = Arc::new(VcpuKick::new(Arc::clone(&mapping)));
+        let participant = domain.register(Arc::clone(&kick) as Arc<dyn memory::quiesce::Kick>);
+        let seen_voids = config.code.log_length();
+        let mut vcpu = Self {
+            kick,
+            memory: Memory {
+                mmu,
+                mmio: Mmio::default(),
+                code: config.code,
+                domain: Arc::clone(domain),
+                participant,
+                large: LargePages::default(),
+                late: Requests::empty(),
+            },
+            cache: CodeCache::new(config.cache_size)?,
+            stubs_end: 0,
+            indirect_stub: 0,
+            trap_stub: 0,
+            tables: Tables::default(),
+            translator: Translator::default(),
+            blocks: Blocks::default(),
+            generation: 0,
+            epoch: 0,
+            seen_voids,
+            context: CodeContext::default(),
+            contexts: [CodeContext::default(); 3],
+            extra: 0,
+            bounce: Bounce::default(),
+            pending: Pending::default(),
+            effects: system::Effects::empty(),
+            guest_debug: GuestDebug::default(),
+            offer: config.offer,
+            boundary_due: true,
+            state_changed: true,
+            mapping,
+        };
+        vcpu.prepare();
+        Ok(vcpu)
+    }
+
+    fn prepare(&mut self) {
+        self.write_stubs();
+        let leave = super::enter::leave as *const () as u64;
+        let frame = self.frame_mut();
+        frame.exit = leave;
+        frame.jump_mask = JUMP_MASK;
+        frame.fpu = FpuState::default();
+        frame.state = CpuState {
+            rflags: x86::rflags::FIXED,
+            ..CpuState::default()
+        };
+        self.view().flush_all();
+        self.forget_jumps();
+    }
+
+    pub(super) fn frame(&self) -> &Frame {
+        // SAFETY: the frame is fully initialised (all zero bytes are valid, and `prepare` ran),
+        // lives as long as the mapping, and only this thread refers to it, which is not in
+        // translated code now.
+        unsafe { self.mapping.frame().as_ref() }
+    }
+
+    pub(super) fn frame_mut(&mut self) -> &mut Frame {
+        // SAFETY: as for `frame`; `&mut self` makes this the only reference.
+        unsafe { &mut *self.mapping.frame().as_ptr() }
+    }
+
+    /// Memory, with the TLBs of the frame.
+    pub(super) fn view(&mut self) -> MemoryView<'_> {
+        // SAFETY: as for `frame_mut`.
+        let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
+        MemoryView {
+            memory: &mut self.memory,
+            tlb: &mut frame.tlb,
+            xtlb: &mut frame.xtlb,
+        }
+    }
+
+    /// Runs a function of [`system`] on all of the state.
+    pub(super) fn with_context<T>(
+        &mut self,
+        platform: &mut dyn crate::Platform,
+        run: impl FnOnce(&mut system::Context<'_>) -> T,
+    ) -> T {
+        self.flags_out();
+        // SAFETY: as for `frame_mut`.
+        let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
+        let mut view = MemoryView {
+            memory: &mut self.memory,
+            tlb: &mut frame.tlb,
+            xtlb: &mut frame.xtlb,
+        };
+        let mut context = system::Context {
+            state: &mut frame.state,
+            fpu: &mut frame.fpu,
+            memory: &mut view,
+            platform,
+            offer: &self.offer,
+            pending: &mut self.pending,
+            guest_debug: &self.guest_debug,
+            effects: self.effects,
+        };
+        let result = run(&mut context);
+        let effects = context.effects;
+        self.effects = effects;
+        self.flags_in();
+        self.after_system(effects);
+        result
+    }
+
+    /// The architectural state. Complete only outside of [`Vcpu::run`], where all callers are.
+    pub fn state(&self) -> &CpuState {
+        &self.frame().state
+    }
+
+    /// The architectural state, to be changed.
+    pub fn state_mut(&mut self) -> &mut CpuState {
+        self.state_changed = true;
+        &mut self.frame_mut().state
+    }
+
+    /// Vector and floating-point registers.
+    pub fn fpu(&self) -> &FpuState {
+        &self.frame().fpu
+    }
+
+    /// Vector and floating-point registers, to be changed.
+    pub fn fpu_mut(&mut self) -> &mut FpuState {
+        &mut self.frame_mut().fpu
+    }
+
+    /// The vCPU's side of the MMU: features, dirty ring, probes.
+    pub fn mmu(&self) -> &VcpuMmu {
+        &self.memory.mmu
+    }
+
+    /// The vCPU's side of the MMU. Its registers follow [`Vcpu::state`] by themselves.
+    pub fn mmu_mut(&mut self) -> &mut VcpuMmu {
+        self.state_changed = true;
+        &mut self.memory.mmu
+    }
+
+    /// What the monitor watches for.
+    pub fn set_guest_debug(&mut self, debug: GuestDebug) {
+        self.guest_debug = debug;
+        self.boundary_due = true;
+    }
+
+    /// What CPUID offers has changed.
+    pub fn set_offer(&mut self, offer: Offer) {
+        self.offer = offer;
+    }
+
+    /// The handle by which others make this vCPU leave guest code.
+    pub fn kicker(&self) -> Arc<VcpuKick> {
+        Arc::clone(&self.kick)
+    }
+
+    /// The monitor has dealt with [`crate::Exit::Io`]: the bytes that come in (none for `OUT`).
+    pub fn complete_io(&mut self, data: &[u8]) {
+        // SAFETY: as for `frame_mut`.
+        let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
+        system::complete_io(&mut frame.state, &mut self.pending, data);
+    }
+
+    /// The monitor has dealt with [`crate::Exit::Mmio`]: the bytes read (none for a write).
+    pub fn complete_mmio(&mut self, data: &[u8]) {
+        self.memory.mmio.answer(data);
+    }
+
+    /// The monitor has dealt with [`crate::Exit::Msr`]: the value read, or `None` for `#GP`.
+    pub fn complete_msr(&mut self, value: Option<u64>) {
+        // SAFETY: as for `frame_mut`.
+        let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
+        system::complete_msr(&mut frame.state, &mut self.pending, value);
+    }
+
+    /// The monitor has dealt with [`crate::Exit::Hypercall`]: RAX.
+    pub fn complete_hypercall(&mut self, result: u64) {
+        // SAFETY: as for `frame_mut`.
+        let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
+        system::complete_hypercall(&mut frame.state, &mut self.pending, result);
+    }
+}
+
+impl std::fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vcpu")
+            .field("rip", &self.state().rip)
+            .field("blocks", &self.blocks.blocks.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,267 @@
+//! Jumps, calls and returns.
+//!
+//! A direct jump first leads to a cold stub that leaves; the engine then patches it. An indirect jump
+//! goes through a table of entries selected by bits of the target; each entry's code begins with a
+//! check that it is the one that is meant (see `engine::blocks`). Before a jump backward, and behind
+//! every indirect one, the word `go` is polled.
+
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
+
+use super::address::segment_number;
+use super::generic::has_memory;
+use super::registers::{GUEST_RCX, number, tmp};
+use super::{Block, Flow, Reason, SCRATCH, T0, T1, Use};
+use crate::emit::asm::Width;
+use crate::emit::{Mem, Reg};
+use crate::engine::frame::{JUMP_ENTRIES, frame_disp};
+
+/// Whether nothing behind this instruction belongs to its block.
+pub(super) fn ends_block(instruction: &Instruction) -> bool {
+    instruction.flow_control() != FlowControl::Next
+        || instruction.is_invalid()
+        || crate::system::is_system(instruction)
+        || super::special::is_rust(instruction)
+}
+
+/// `jrcxz`, or `jecxz`, or after an increment of the counter `loop`.
+const JCXZ: u8 = 0xe3;
+
+impl Block<'_> {
+    /// Goes on at `target`, by a jump that will be chained.
+    pub(super) fn link(&mut self, target: u64) {
+        let hole = self.asm.jmp();
+        self.link_stub(hole, target);
+    }
+
+    fn link_stub(&mut self, hole: crate::emit::Fixup, target: u64) {
+        let patch = self.here() - 4;
+        let site = self.site(target, Reason::Link { patch });
+        self.cold.push(super::Cold {
+            from: hole,
+            address: T0,
+            site,
+        });
+    }
+
+    fn link_if(&mut self, cond: u8, target: u64) {
+        let hole = self.asm.jcc(cond);
+        self.link_stub(hole, target);
+    }
+
+    /// Leaves before the present instruction if somebody asks for attention.
+    fn poll(&mut self) {
+        self.asm
+            .load(Width::B32, SCRATCH, Mem::base(Reg::RSP, frame_disp!(go)));
+        let asked = self.asm.jrcxz();
+        let on = self.asm.jump8(0xeb);
+        self.asm.bind(asked);
+        let site = self.site(self.rip, Reason::Poll);
+        self.exit(site);
+        self.asm.bind(on);
+    }
+
+    fn poll_backward(&mut self, target: u64) {
+        if target <= self.rip {
+            self.poll();
+        }
+    }
+
+    /// Goes on at the address in `T0`.
+    fn indirect(&mut self) -> Flow {
+        let table = self.mode.view() as usize * JUMP_ENTRIES;
+        let mask = Mem::base(Reg::RSP, frame_disp!(jump_mask));
+        self.asm.pext_mem(T1, T0, mask);
+        let disp = frame_disp!(jumps) + 8 * table as i32;
+        self.asm.jmp_mem(Mem::indexed(Reg::RSP, T1, 3, disp));
+        Flow::Ended
+    }
+
+    /// Translates a branch; `None` if it isn't one.
+    pub(super) fn branch(&mut self, instruction: &Instruction) -> Option<Flow> {
+        let next = self.truncate_ip(instruction.next_ip());
+        Some(match instruction.flow_control() {
+            FlowControl::UnconditionalBranch => {
+                let target = target_of(instruction);
+                self.poll_backward(target);
+                self.link(target);
+                Flow::Ended
+            }
+            FlowControl::ConditionalBranch => self.conditional(instruction, next),
+            FlowControl::Call => self.call(instruction, next),
+            FlowControl::IndirectBranch => {
+                self.load_target(instruction);
+                self.indirect()
+            }
+            FlowControl::IndirectCall => self.indirect_call(instruction, next),
+            FlowControl::Return => self.ret(instruction),
+            _ => return None,
+        })
+    }
+
+    fn conditional(&mut self, instruction: &Instruction, next: u64) -> Flow {
+        let target = target_of(instruction);
+        self.poll_backward(target);
+        match instruction.mnemonic() {
+            Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => {
+                self.looping(instruction, target, next);
+            }
+            Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => {
+                self.counter_to_scratch(instruction);
+                let taken = self.asm.jump8(JCXZ);
+                self.link(next);
+                self.asm.bind(taken);
+                self.link(target);
+            }
+            _ => {
+                let cond = instruction.condition_code() as u8;
+                self.link_if(CONDITIONS[usize::from(cond)], target);
+                self.link(next);
+            }
+        }
+        Flow::Ended
+    }
+
+    /// The counter, zero-extended, in the host's rcx.
+    fn counter_to_scratch(&mut self, instruction: &Instruction) {
+        match counter_bytes(instruction) {
+            2 => self.asm.movzx(Width::B16, SCRATCH, GUEST_RCX),
+            4 => self.asm.mov(Width::B32, SCRATCH, GUEST_RCX),
+            _ => self.asm.mov(Width::B64, SCRATCH, GUEST_RCX),
+        }
+    }
+
+    /// `LOOP` and its kin, without a change of flags.
+    fn looping(&mut self, instruction: &Instruction, target: u64, next: u64) {
+        let bytes = counter_bytes(instruction);
+        let width = Width::of_bytes(bytes);
+        self.asm.lea(width, GUEST_RCX, Mem::base(GUEST_RCX, -1));
+        let early = match instruction.mnemonic() {
+            Mnemonic::Loope => Some(self.asm.jcc(5)),
+            Mnemonic::Loopne => Some(self.asm.jcc(4)),
+            _ => None,
+        };
+        self.counter_to_scratch(instruction);
+        let out = self.asm.jump8(JCXZ);
+        self.link(target);
+        self.asm.bind(out);
+        if let Some(early) = early {
+            self.asm.bind(early);
+        }
+        self.link(next);
+    }
+
+    fn call(&mut self, instruction: &Instruction, next: u64) -> Flow {
+        let target = target_of(instruction);
+        self.poll_backward(target);
+        let size = operand_bytes(instruction);
+        self.push_return(size, next);
+        if self.finish_bounced(target) {
+            return Flow::Ended;
+        }
+        self.link(target);
+        Flow::Ended
+    }
+
+    fn push_return(&mut self, size: u32, next: u64) {
+        let place = self.push_slot(size);
+        self.store_constant(Width::of_bytes(size), place, next);
+        self.move_stack(-(size as i32));
+    }
+
+    /// Commits a bounced instruction that ends its block; whether it did.
+    fn finish_bounced(&mut self, target: u64) -> bool {
+        if self.must_commit {
+            let site = self.site(target, Reason::Commit);
+            self.exit(site);
+        }
+        self.must_commit
+    }
+
+    /// The target of an indirect jump or call into `T0`.
+    fn load_target(&mut self, instruction: &Instruction) {
+        let (from, size) = if has_memory(instruction) {
+            let size = instruction.memory_size().size() as u32;
+            let address = self.linear(instruction, size, Use::Read);
+            let segment = segment_number(instruction.memory_segment());
+            (Some(self.access(address, size, Use::Read, segment)), size)
+        } else {
+            (None, instruction.op0_register().size() as u32)
+        };
+        let width = Width::of_bytes(size);
+        if let Some(m) = from {
+            self.asm.load_zero_extended(width, T0, m);
+            return;
+        }
+        let value = self.value_in(number(instruction.op0_register()), T0);
+        match width {
+            Width::B16 => self.asm.movzx(width, T0, value),
+            Width::B32 => self.asm.mov(Width::B32, T0, value),
+            _ => self.asm.mov(Width::B64, T0, value),
+        }
+    }
+
+    fn indirect_call(&mut self, instruction: &Instruction, next: u64) -> Flow {
+        let size = operand_bytes(instruction);
+        self.load_target(instruction);
+        self.asm.store(Width::B64, tmp(0), T0);
+        self.push_return(size, next);
+        self.asm.load(Width::B64, T0, tmp(0));
+        if self.must_commit {
+            return self.exit_here(Reason::CommitIndirect);
+        }
+        self.indirect()
+    }
+
+    fn ret(&mut self, instruction: &Instruction) -> Flow {
+        let extra = if instruction.op_count() == 1 {
+            i32::from(instruction.immediate16())
+        } else {
+            0
+        };
+        let size = instruction.stack_pointer_increment().unsigned_abs() - extra as u32;
+        let place = self.pop_slot(size);
+        self.asm
+            .load_zero_extended(Width::of_bytes(size), T0, place);
+        self.move_stack(size as i32 + extra);
+        self.indirect()
+    }
+}
+
+fn target_of(instruction: &Instruction) -> u64 {
+    match instruction.op0_kind() {
+        OpKind::NearBranch16 => u64::from(instruction.near_branch16()),
+        OpKind::NearBranch32 => u64::from(instruction.near_branch32()),
+        _ => instruction.near_branch64(),
+    }
+}
+
+fn operand_bytes(instruction: &Instruction) -> u32 {
+    instruction.stack_pointer_increment().unsigned_abs()
+}
+
+/// The width of the counter of `LOOP` and `JCXZ`.
+fn counter_bytes(instruction: &Instruction) -> u32 {
+    use iced_x86::Code as C;
+    match instruction.code() {
+        C::Jcxz_rel8_16
+        | C::Jcxz_rel8_32
+        | C::Loop_rel8_16_CX
+        | C::Loop_rel8_32_CX
+        | C::Loope_rel8_16_CX
+        | C::Loope_rel8_32_CX
+        | C::Loopne_rel8_16_CX
+        | C::Loopne_rel8_32_CX => 2,
+        C::Jrcxz_rel8_16
+        | C::Jrcxz_rel8_64
+        | C::Loop_rel8_16_RCX
+        | C::Loop_rel8_64_RCX
+        | C::Loope_rel8_16_RCX
+        | C::Loope_rel8_64_RCX
+        | C::Loopne_rel8_16_RCX
+        | C::Loopne_rel8_64_RCX => 8,
+        _ => 4,
+    }
+}
+
+/// The encoding's number of each of iced's condition codes.
+const CONDITIONS: [u8; 17] = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];

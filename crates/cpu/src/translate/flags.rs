@@ -1,0 +1,42 @@
+//! Which arithmetic flags matter where.
+//!
+//! The guest's flags live in the host's. A TLB check that may destroy them is shorter than one that
+//! keeps them, so for each instruction it is worked out whether any flag that it finds is read before
+//! it is written again in the same block. At a block's end all flags count as read.
+
+use iced_x86::{Instruction, Mnemonic, RflagsBits};
+
+/// CF, PF, AF, ZF, SF and OF.
+pub(crate) const ARITHMETIC: u32 = RflagsBits::CF
+    | RflagsBits::PF
+    | RflagsBits::AF
+    | RflagsBits::ZF
+    | RflagsBits::SF
+    | RflagsBits::OF;
+
+/// The flags that are surely replaced, whatever they were.
+///
+/// A flag that the manuals leave undefined may be one that the silicon leaves alone; only for the
+/// logical instructions is it known not to be.
+fn replaced(instruction: &Instruction) -> u32 {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::And | M::Or | M::Xor | M::Test | M::Add | M::Sub | M::Cmp | M::Adc | M::Sbb | M::Neg => {
+            ARITHMETIC
+        }
+        M::Shl | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => 0,
+        _ if instruction.has_rep_prefix() || instruction.has_repne_prefix() => 0,
+        _ => instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set(),
+    }
+}
+
+/// Whether flags are live before each instruction, given in order.
+pub(crate) fn liveness(instructions: &[Instruction], live: &mut Vec<bool>) {
+    live.clear();
+    live.resize(instructions.len(), true);
+    let mut wanted = ARITHMETIC;
+    for (instruction, live) in instructions.iter().zip(live.iter_mut()).rev() {
+        wanted = wanted & !replaced(instruction) | instruction.rflags_read() & ARITHMETIC;
+        *live = wanted != 0;
+    }
+}

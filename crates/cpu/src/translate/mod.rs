@@ -1,0 +1,373 @@
+//! From guest code to host code, one block at a time.
+//!
+//! A block is a run of instructions up to a jump, a system instruction, the end of the page or a
+//! fixed length. It is decoded once, the liveness of flags is worked out backwards, and the host code
+//! is written in one pass. What is rare (TLB misses, jumps that are not chained yet) stands in cold
+//! stubs behind the block; each leaves by a [`Site`].
+
+mod address;
+mod branch;
+mod flags;
+mod form;
+mod generic;
+mod mode;
+mod registers;
+mod site;
+mod special;
+mod stack;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+
+use crate::emit::asm::{Fixup, Width};
+use crate::emit::{Asm, Raw, Reg};
+
+pub(crate) use form::Forms;
+pub(crate) use mode::{CodeSize, Mode, SegmentClass};
+pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Use};
+
+/// Scratch registers of translated code.
+pub(crate) const T0: Reg = Reg::R11;
+pub(crate) const T1: Reg = Reg::R15;
+pub(crate) const SCRATCH: Reg = Reg::RCX;
+
+/// The most instructions that a block holds.
+pub(crate) const MAX_INSTRUCTIONS: usize = 48;
+/// Host code of the longest block, generously.
+pub(crate) const MAX_BLOCK_BYTES: usize = 32 * 1024;
+
+/// Where the translation of an instruction begins: for faults that signals report.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// Offset into the cache.
+    pub(crate) host: u32,
+    /// Offset from the block's RIP.
+    pub(crate) guest: u32,
+}
+
+/// A page identity that translated code checks: entry of the instruction TLB and its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageCheck {
+    pub(crate) index: u32,
+    pub(crate) id: u32,
+}
+
+/// What is to be translated.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'a> {
+    /// RIP of the first byte.
+    pub(crate) rip: u64,
+    pub(crate) mode: Mode,
+    /// The code, at most to the end of the page, or a little beyond for one instruction.
+    pub(crate) bytes: &'a [u8],
+    /// The check of the second page, for the one instruction that crosses.
+    pub(crate) second: Option<PageCheck>,
+}
+
+/// Lists that grow with the cache, and are emptied with it.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    pub(crate) sites: Vec<Site>,
+    pub(crate) marks: Vec<Mark>,
+    /// Instructions that are run in Rust.
+    pub(crate) instructions: Vec<Instruction>,
+}
+
+/// How far a decoded block reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decoded {
+    /// Instructions were found, in so many bytes.
+    Bytes(usize),
+    /// The first instruction reaches beyond the bytes given.
+    NeedsMore,
+}
+
+/// Something for the cold end of the block.
+#[derive(Clone, Copy, Debug)]
+struct Cold {
+    from: Fixup,
+    /// The address register to be copied to `T0` first.
+    address: Reg,
+    site: u32,
+}
+
+/// The translator of one vCPU.
+#[derive(Debug, Default)]
+pub(crate) struct Translator {
+    asm: Asm,
+    forms: Forms,
+    decoded: Vec<Instruction>,
+    live: Vec<bool>,
+    cold: Vec<Cold>,
+}
+
+/// One block being translated.
+struct Block<'a> {
+    asm: &'a mut Asm,
+    forms: &'a mut Forms,
+    tables: &'a mut Tables,
+    cold: &'a mut Vec<Cold>,
+    mode: Mode,
+    /// Offset in the cache at which the block begins.
+    start: u32,
+    /// Address at which the way out lies.
+    leave: u64,
+    /// RIP of the present instruction.
+    rip: u64,
+    /// Whether flags are live before the present instruction.
+    flags_live: bool,
+    /// Bounce buffers used by the present instruction.
+    slots: u8,
+    /// A bounced operand of the present instruction is written.
+    must_commit: bool,
+}
+
+/// What follows an instruction's translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// The next instruction.
+    Next,
+    /// The block has ended: control went elsewhere.
+    Ended,
+}
+
+impl Translator {
+    /// Decodes a block into the translator's own list.
+    pub(crate) fn decode(&mut self, source: &Source<'_>) -> Decoded {
+        self.decoded.clear();
+        let bits = source.mode.code_size().bits();
+        let options = DecoderOptions::NONE;
+        let mut decoder = Decoder::with_ip(bits, source.bytes, source.rip, options);
+        let most = if source.mode.has(Mode::STEP | Mode::BOUNCE) || source.second.is_some() {
+            1
+        } else {
+            MAX_INSTRUCTIONS
+        };
+        let mut end = 0;
+        while self.decoded.len() < most && decoder.can_decode() {
+            let instruction = decoder.decode();
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                break;
+            }
+            end = decoder.position();
+            self.decoded.push(instruction);
+            if branch::ends_block(&instruction) {
+                break;
+            }
+        }
+        if self.decoded.is_empty() {
+            Decoded::NeedsMore
+        } else {
+            Decoded::Bytes(end)
+        }
+    }
+
+    /// Writes the host code for what [`Self::decode`] found; it is to run at `base + start`.
+    pub(crate) fn translate(
+        &mut self,
+        source: &Source<'_>,
+        tables: &mut Tables,
+        base: u64,
+        start: u32,
+    ) -> &[u8] {
+        flags::liveness(&self.decoded, &mut self.live);
+        self.asm.reset(base + u64::from(start));
+        self.cold.clear();
+        let mut block = Block {
+            asm: &mut self.asm,
+            forms: &mut self.forms,
+            tables,
+            cold: &mut self.cold,
+            mode: source.mode,
+            start,
+            leave: base,
+            rip: source.rip,
+            flags_live: true,
+            slots: 0,
+            must_commit: false,
+        };
+        if let Some(check) = source.second {
+            block.check_page(check);
+        }
+        let mut flow = Flow::Next;
+        let mut at = 0;
+        for (index, instruction) in self.decoded.iter().enumerate() {
+            block.begin(instruction, source.rip, self.live[index]);
+            let bytes = &source.bytes[at..at + instruction.len()];
+            at += instruction.len();
+            flow = block.instruction(instruction, bytes);
+            if flow == Flow::Ended {
+                break;
+            }
+        }
+        if flow == Flow::Next {
+            let next = source.rip.wrapping_add(at as u64);
+            block.link(block.truncate_ip(next));
+        }
+        block.cold_stubs();
+        self.asm.code()
+    }
+}
+
+impl Block<'_> {
+    /// Leaves for a new lookup unless the page check holds. Keeps flags.
+    fn check_page(&mut self, check: PageCheck) {
+        let rip = self.rip;
+        let stale = self.site(rip, Reason::Stale);
+        emit_page_check(self.asm, self.mode, check);
+        let ok = self.asm.jrcxz();
+        self.exit(stale);
+        self.asm.bind(ok);
+    }
+
+    fn begin(&mut self, instruction: &Instruction, block_rip: u64, flags_live: bool) {
+        self.rip = instruction.ip();
+        self.flags_live = flags_live;
+        self.slots = 0;
+        self.must_commit = false;
+        let host = self.here();
+        self.tables.marks.push(Mark {
+            host,
+            guest: self.rip.wrapping_sub(block_rip) as u32,
+        });
+    }
+
+    /// The offset in the cache of what is emitted next.
+    fn here(&self) -> u32 {
+        self.start + self.asm.here() as u32
+    }
+
+    /// A new site.
+    fn site(&mut self, rip: u64, reason: Reason) -> u32 {
+        self.tables.sites.push(Site { rip, reason });
+        self.tables.sites.len() as u32 - 1
+    }
+
+    /// Leaves by this site.
+    fn exit(&mut self, site: u32) {
+        emit_exit(self.asm, site, self.leave);
+    }
+
+    /// Leaves for this reason at the present instruction.
+    fn exit_here(&mut self, reason: Reason) -> Flow {
+        let site = self.site(self.rip, reason);
+        self.exit(site);
+        Flow::Ended
+    }
+
+    /// Lets [`crate::system`] run the instruction.
+    fn system(&mut self, instruction: &Instruction) -> Flow {
+        let index = self.tables.instructions.len() as u32;
+        self.tables.instructions.push(*instruction);
+        self.exit_here(Reason::System { instruction: index })
+    }
+
+    /// Lets the engine run the instruction.
+    fn rust(&mut self, instruction: &Instruction) -> Flow {
+        let index = self.tables.instructions.len() as u32;
+        self.tables.instructions.push(*instruction);
+        self.exit_here(Reason::Rust { instruction: index })
+    }
+
+    fn raise(&mut self, vector: u8) -> Flow {
+        self.exit_here(Reason::Raise(crate::Exception {
+            vector,
+            error_code: None,
+            payload: None,
+        }))
+    }
+
+    /// An instruction pointer as wide as the code segment makes it.
+    fn truncate_ip(&self, rip: u64) -> u64 {
+        match self.mode.code_size() {
+            CodeSize::Bits64 => rip,
+            CodeSize::Bits32 | CodeSize::Bits16 => rip & 0xffff_ffff,
+        }
+    }
+
+    fn cold_stubs(&mut self) {
+        for index in 0..self.cold.len() {
+            let cold = self.cold[index];
+            self.asm.bind(cold.from);
+            if cold.address != T0 {
+                self.asm.mov(Width::B64, T0, cold.address);
+            }
+            self.exit(cold.site);
+        }
+    }
+
+    /// Translates one instruction.
+    fn instruction(&mut self, instruction: &Instruction, bytes: &[u8]) -> Flow {
+        if let Some(flow) = self.unavailable(instruction) {
+            return flow;
+        }
+        if crate::system::is_system(instruction) {
+            return self.system(instruction);
+        }
+        if let Some(flow) = self.special(instruction, bytes) {
+            return self.end_of_instruction(instruction, flow);
+        }
+        let raw = self.parse(instruction, bytes);
+        self.generic(instruction, &raw, bytes);
+        self.end_of_instruction(instruction, Flow::Next)
+    }
+
+    fn parse(&mut self, instruction: &Instruction, bytes: &[u8]) -> Raw {
+        let is_vex = instruction.code().encoding() == iced_x86::EncodingKind::VEX;
+        let mut raw = Raw::parse(bytes, self.mode.code_size().bits(), is_vex);
+        if !self.mode.is_64() {
+            let form = self.forms.get(instruction);
+            match form.sized {
+                Some(16) => raw.operand_size = true,
+                Some(_) => raw.operand_size = false,
+                None => {}
+            }
+            modernise(&mut raw);
+        }
+        raw
+    }
+
+    fn end_of_instruction(&mut self, instruction: &Instruction, flow: Flow) -> Flow {
+        if self.must_commit && flow == Flow::Next {
+            let next = self.truncate_ip(instruction.next_ip());
+            let site = self.site(next, Reason::Commit);
+            self.exit(site);
+            return Flow::Ended;
+        }
+        flow
+    }
+}
+
+/// Replaces encodings that 64-bit mode gave another meaning.
+fn modernise(raw: &mut Raw) {
+    if raw.map != 0 {
+        return;
+    }
+    // INC and DEC of a register became REX prefixes.
+    if raw.modrm.is_none() && raw.opcode & 0xf0 == 0x40 {
+        raw.modrm = Some(0xc0 | raw.opcode & 0xf);
+        raw.opcode = 0xff;
+    }
+    if raw.opcode == 0x82 {
+        raw.opcode = 0x80;
+    }
+}
+
+/// `rcx` becomes zero where the page check holds. Keeps flags.
+pub(crate) fn emit_page_check(asm: &mut Asm, mode: Mode, check: PageCheck) {
+    use crate::emit::Mem;
+    use crate::engine::frame::{XTLB_ENTRIES, frame_disp};
+    let table = mode.view() as usize * XTLB_ENTRIES + check.index as usize;
+    let disp = frame_disp!(xtlb) + 4 * table as i32;
+    asm.load(Width::B32, SCRATCH, Mem::base(Reg::RSP, disp));
+    asm.lea(
+        Width::B32,
+        SCRATCH,
+        Mem::base(SCRATCH, (check.id as i32).wrapping_neg()),
+    );
+}
+
+/// Leaves by a site.
+pub(crate) fn emit_exit(asm: &mut Asm, site: u32, leave: u64) {
+    asm.mov_imm(SCRATCH, u64::from(site));
+    asm.jmp_to(leave);
+}

@@ -1,0 +1,77 @@
+//! Where translated code can leave, and why.
+
+use crate::Exception;
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Read,
+    /// Writes, or reads and writes.
+    Write,
+    /// Writes all of the operand and reads none of it.
+    WriteOnly,
+}
+
+impl Use {
+    pub(crate) fn writes(self) -> bool {
+        self != Self::Read
+    }
+}
+
+/// Why translated code leaves at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// `t0` holds the target of an indirect jump that no cache knows.
+    Indirect,
+    /// A signal was taken at [`Site`]-less code; the handler left the details in the vCPU.
+    HostFault,
+    /// The address in `t0` isn't in the inline TLB, or goes through a bounce buffer.
+    Access(Access),
+    /// The offset in `t0` goes through a segment that needs all checks; it becomes a linear address.
+    Segment(Access),
+    /// All of a bounced instruction was done: written operands go to memory.
+    Commit,
+    /// The same, and the instruction jumps to the address in `t0`.
+    CommitIndirect,
+    /// A direct jump that is not chained yet; the displacement of the host's jump is at `patch`.
+    Link { patch: u32 },
+    /// An instruction for [`crate::system`].
+    System { instruction: u32 },
+    /// An instruction that is run in Rust.
+    Rust { instruction: u32 },
+    /// Always raises this.
+    Raise(Exception),
+    /// A request is pending; nothing of the instruction was done.
+    Poll,
+    /// The block must be looked up again.
+    Stale,
+    /// The offset in `t0` lies outside of the segment's limit.
+    Limit { segment: u8 },
+}
+
+/// One access of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Where the cache goes on once `t1` holds the addend.
+    pub(crate) resume: u32,
+    pub(crate) size: u16,
+    pub(crate) usage: Use,
+    /// Which bounce buffer.
+    pub(crate) slot: u8,
+    /// The segment, by its number in the encoding: which fault a bad address raises.
+    pub(crate) segment: u8,
+    pub(crate) bounce: bool,
+}
+
+/// A place where translated code leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    /// RIP of the instruction, or where to go on for jumps.
+    pub(crate) rip: u64,
+    pub(crate) reason: Reason,
+}
+
+/// The site of [`Reason::Indirect`].
+pub(crate) const SITE_INDIRECT: u32 = 0;
+/// The site of [`Reason::HostFault`].
+pub(crate) const SITE_HOST_FAULT: u32 = 1;
