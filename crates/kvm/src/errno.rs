@@ -16,6 +16,7 @@ impl Errno {
     pub const EINTR: Errno = Errno(libc::EINTR);
     pub const EINVAL: Errno = Errno(libc::EINVAL);
     pub const EIO: Errno = Errno(libc::EIO);
+    pub const ENODEV: Errno = Errno(libc::ENODEV);
     pub const ENOENT: Errno = Errno(libc::ENOENT);
     pub const ENOMEM: Errno = Errno(libc::ENOMEM);
     pub const ENOSPC: Errno = Errno(libc::ENOSPC);

@@ -1,12 +1,36 @@
 //! KVM in user space: VMs, vCPUs, interrupt controllers and clocks with the kernel's semantics.
+//!
+//! ```text
+//!   ioctl(fd, nr, arg) ── fds ── table ── raw ──┐ copies arguments in and out
+//!                                               ▼
+//!   Rust callers ─────────────────────► System, Vm, Vcpu ── cpu, mmu, memory
+//!                                               │
+//!                                        irqchip, clock
+//! ```
+//!
+//! Semantics are those of the kernel's `Documentation/virt/kvm/api.rst` and of kvm.ko of Linux 6.12,
+//! errno for errno. The [`table`] lists every ioctl and capability, and what is not there.
 
+pub mod argument;
 pub mod bus;
 pub mod clock;
+pub mod cpuid;
 pub mod errno;
 pub mod eventfd;
+pub mod fds;
 pub mod irqchip;
-mod paging;
-pub mod paravirt;
+pub mod msr;
+mod raw;
 pub mod service;
+pub mod signals;
+mod system;
+pub mod table;
+pub mod vcpu;
+pub mod vm;
 
-pub use paging::PagingPath;
+pub use argument::Argument;
+pub use errno::Errno;
+pub use mmu::PagingPath;
+pub use system::System;
+pub use vcpu::Vcpu;
+pub use vm::Vm;

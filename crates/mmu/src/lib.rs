@@ -9,7 +9,6 @@ mod nested;
 mod registers;
 mod reserved;
 mod rights;
-mod shadow;
 mod slot_tables;
 pub mod stats;
 mod vcpu;

@@ -1,0 +1,99 @@
+//! KVM's own MSRs (`Documentation/virt/kvm/x86/msr.rst`).
+
+use super::{Refused, index as n};
+use crate::vcpu::{Machine, Vcpu};
+
+/// `KVM_FEATURE_*`, a bit of leaf `0x4000_0001`.
+#[derive(Clone, Copy)]
+enum Feature {
+    Clock = 0,
+    Clock2 = 3,
+    StealTime = 5,
+    PvEoi = 6,
+    PollControl = 12,
+}
+
+/// Bits of the steal-time register that must be zero.
+const STEAL_RESERVED: u64 = 0x3e;
+
+/// The registers of one vCPU.
+#[derive(Clone, Debug)]
+pub(crate) struct Registers {
+    system_time: u64,
+    steal_time: u64,
+    pv_eoi: u64,
+    poll_control: u64,
+}
+
+impl Default for Registers {
+    fn default() -> Self {
+        Self {
+            system_time: 0,
+            steal_time: 0,
+            pv_eoi: 0,
+            // The host polls before a halted vCPU sleeps, until the guest says otherwise.
+            poll_control: 1,
+        }
+    }
+}
+
+fn feature(index: u32) -> Option<Feature> {
+    Some(match index {
+        n::KVM_WALL_CLOCK | n::KVM_SYSTEM_TIME => Feature::Clock,
+        n::KVM_WALL_CLOCK_NEW | n::KVM_SYSTEM_TIME_NEW => Feature::Clock2,
+        n::KVM_STEAL_TIME => Feature::StealTime,
+        n::KVM_PV_EOI => Feature::PvEoi,
+        n::KVM_POLL_CONTROL => Feature::PollControl,
+        _ => return None,
+    })
+}
+
+/// Whether the number is one of theirs.
+pub(super) fn owns(index: u32) -> bool {
+    feature(index).is_some()
+}
+
+fn need(machine: &Machine, index: u32) -> Result<(), Refused> {
+    let feature = feature(index).ok_or(Refused::Unknown)?;
+    let shown = machine.cpuid.paravirtual_features().unwrap_or(0);
+    if machine.enforce_pv && shown >> feature as u32 & 1 == 0 {
+        return Err(Refused::Unknown);
+    }
+    Ok(())
+}
+
+pub(super) fn read(machine: &Machine, vcpu: &Vcpu, index: u32) -> Result<u64, Refused> {
+    need(machine, index)?;
+    let registers = &machine.msrs.paravirtual;
+    Ok(match index {
+        n::KVM_WALL_CLOCK | n::KVM_WALL_CLOCK_NEW => vcpu.vm().wall_clock(),
+        n::KVM_SYSTEM_TIME | n::KVM_SYSTEM_TIME_NEW => registers.system_time,
+        n::KVM_STEAL_TIME => registers.steal_time,
+        n::KVM_PV_EOI => registers.pv_eoi,
+        _ => registers.poll_control,
+    })
+}
+
+pub(super) fn write(
+    machine: &mut Machine,
+    vcpu: &Vcpu,
+    index: u32,
+    value: u64,
+) -> Result<(), Refused> {
+    need(machine, index)?;
+    let registers = &mut machine.msrs.paravirtual;
+    match index {
+        n::KVM_WALL_CLOCK | n::KVM_WALL_CLOCK_NEW => vcpu.vm().set_wall_clock(value),
+        n::KVM_SYSTEM_TIME | n::KVM_SYSTEM_TIME_NEW => registers.system_time = value,
+        n::KVM_STEAL_TIME if value & STEAL_RESERVED == 0 => registers.steal_time = value,
+        n::KVM_PV_EOI if value & 2 == 0 => registers.pv_eoi = value,
+        n::KVM_POLL_CONTROL if value & !1 == 0 => registers.poll_control = value,
+        _ => return Err(Refused::Invalid),
+    }
+    Ok(())
+}
+
+/// Whether the guest's clock page is in use (`KVM_KVMCLOCK_CTRL`).
+pub(crate) fn clock_is_on(registers: &Registers) -> bool {
+    registers.system_time & 1 != 0
+}

@@ -1,0 +1,74 @@
+//! On a VM: memory, vCPUs, capabilities, clocks.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    kvm_clear_dirty_log, kvm_create_device, kvm_dirty_log, kvm_enable_cap, kvm_msr_filter,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
+};
+
+use crate::argument::Argument;
+use crate::errno::Errno;
+use crate::fds;
+use crate::table::{self, Answer};
+use crate::vm::Vm;
+
+macro_rules! set {
+    ($($name:ident($structure:ty): $call:ident;)*) => {
+        $(pub(crate) fn $name(vm: &Arc<Vm>, argument: Argument) -> Answer {
+            let value: $structure = argument.read()?;
+            vm.$call(&value).map(|()| 0)
+        })*
+    };
+}
+
+set! {
+    set_user_memory_region(kvm_userspace_memory_region): set_user_memory_region;
+    set_user_memory_region2(kvm_userspace_memory_region2): set_user_memory_region2;
+    get_dirty_log(kvm_dirty_log): get_dirty_log;
+    clear_dirty_log(kvm_clear_dirty_log): clear_dirty_log;
+    enable_cap(kvm_enable_cap): enable_cap;
+    set_msr_filter(kvm_msr_filter): set_msr_filter;
+}
+
+pub(crate) fn create_vcpu(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    let vcpu = vm.create_vcpu(argument.value())?;
+    fds::open_vcpu(&vcpu).map(i64::from)
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "a row of the table")]
+pub(crate) fn check_extension(_: &Arc<Vm>, argument: Argument) -> Answer {
+    Ok(i64::from(table::capability(argument.value())))
+}
+
+pub(crate) fn set_nr_mmu_pages(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    vm.set_nr_mmu_pages(argument.value()).map(|()| 0)
+}
+
+pub(crate) fn set_tss_addr(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    vm.set_tss_address(argument.value()).map(|()| 0)
+}
+
+pub(crate) fn set_identity_map_addr(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    let address: u64 = argument.read()?;
+    vm.set_identity_map_address(address).map(|()| 0)
+}
+
+pub(crate) fn set_boot_cpu_id(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    vm.set_boot_cpu_id(argument.value()).map(|()| 0)
+}
+
+pub(crate) fn set_tsc_khz(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    vm.set_tsc_khz(argument.value() as u32).map(|()| 0)
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "a row of the table")]
+pub(crate) fn get_tsc_khz(vm: &Arc<Vm>, _: Argument) -> Answer {
+    Ok(i64::from(vm.tsc_khz()))
+}
+
+/// No type of device is there, so each is unknown, also to a test.
+pub(crate) fn create_device(_: &Arc<Vm>, argument: Argument) -> Answer {
+    argument.read::<kvm_create_device>()?;
+    Err(Errno::ENODEV)
+}

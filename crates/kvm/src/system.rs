@@ -1,0 +1,77 @@
+//! `/dev/kvm`: what can be asked before there is a VM.
+
+use std::sync::{Arc, OnceLock};
+
+use kvm_bindings::{KVM_API_VERSION, KVM_X86_DEFAULT_VM, kvm_cpuid_entry2};
+
+use crate::cpuid::{self, XCR0};
+use crate::errno::Errno;
+use crate::msr::index;
+use crate::vm::Vm;
+use mmu::PagingPath;
+
+/// KVM in user space.
+#[derive(Debug, Default)]
+pub struct System {
+    paging: PagingPath,
+}
+
+impl System {
+    /// One whose VMs use this paging.
+    pub fn new(paging: PagingPath) -> Arc<Self> {
+        Arc::new(Self { paging })
+    }
+
+    /// `KVM_GET_API_VERSION`.
+    pub fn api_version(&self) -> u32 {
+        KVM_API_VERSION
+    }
+
+    /// `KVM_CREATE_VM`: only the default type.
+    pub fn create_vm(&self, kind: u64) -> Result<Arc<Vm>, Errno> {
+        if kind != u64::from(KVM_X86_DEFAULT_VM) {
+            return Err(Errno::EINVAL);
+        }
+        Vm::new(self.paging).map(Arc::new)
+    }
+
+    /// `KVM_GET_SUPPORTED_CPUID`.
+    pub fn supported_cpuid(&self) -> &'static [kvm_cpuid_entry2] {
+        static TABLE: OnceLock<Vec<kvm_cpuid_entry2>> = OnceLock::new();
+        TABLE.get_or_init(cpuid::supported)
+    }
+
+    /// `KVM_GET_EMULATED_CPUID`.
+    pub fn emulated_cpuid(&self) -> Vec<kvm_cpuid_entry2> {
+        cpuid::emulated()
+    }
+
+    /// `KVM_GET_MSR_INDEX_LIST`.
+    pub fn msr_index_list(&self) -> &'static [u32] {
+        index::SAVED
+    }
+
+    /// `KVM_GET_MSR_FEATURE_INDEX_LIST`.
+    pub fn msr_feature_index_list(&self) -> &'static [u32] {
+        index::FEATURES
+    }
+
+    /// `KVM_GET_MSRS` without a vCPU.
+    pub fn feature_msr(&self, msr: u32) -> Option<u64> {
+        index::feature(msr)
+    }
+
+    /// `KVM_X86_GET_MCE_CAP_SUPPORTED`.
+    pub fn mce_cap_supported(&self) -> u64 {
+        crate::msr::mce::SUPPORTED
+    }
+
+    /// The attributes of `KVM_GET_DEVICE_ATTR`: `KVM_X86_XCOMP_GUEST_SUPP`, the XCR0 bits that a
+    /// guest can have.
+    pub fn attribute(&self, group: u32, attribute: u64) -> Result<u64, Errno> {
+        match (group, attribute) {
+            (0, 0) => Ok(XCR0),
+            _ => Err(Errno::ENXIO),
+        }
+    }
+}

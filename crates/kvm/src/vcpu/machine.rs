@@ -1,0 +1,73 @@
+//! What a vCPU has besides its CPU: all that `KVM_GET_*` shows and no guest instruction reaches
+//! directly.
+
+use kvm_bindings::KVM_MP_STATE_RUNNABLE;
+
+use super::signal::SignalMask;
+use crate::cpuid::Cpuid;
+use crate::msr::Msrs;
+
+/// Whether the vCPU has run: its CPUID and feature MSRs are then fixed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Never run.
+    #[default]
+    New,
+    /// Has run.
+    HasRun,
+}
+
+/// The rest of a vCPU. Guarded by the vCPU's lock.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// The guest's CPUID.
+    pub(crate) cpuid: Cpuid,
+    /// Whether it has run.
+    pub(crate) life: Life,
+    /// `KVM_MP_STATE_*`.
+    pub(crate) mp_state: u32,
+    /// MSRs that are not the CPU's own.
+    pub(crate) msrs: Msrs,
+    /// `kvm_guest_debug.control`, 0 where debugging is off.
+    pub(crate) debug_control: u32,
+    /// What the CPU watches for.
+    pub(crate) debug: cpu::system::GuestDebug,
+    /// CR8, where the monitor has the local APIC.
+    pub(crate) cr8: u8,
+    /// `IA32_APIC_BASE`, where the monitor has the local APIC.
+    pub(crate) apic_base: u64,
+    /// The signals blocked during `KVM_RUN`, where the monitor gave a mask.
+    pub(crate) signal_mask: Option<SignalMask>,
+    /// The guest's TSC frequency.
+    pub(crate) tsc_khz: u32,
+    /// Refuse paravirtual features that the CPUID doesn't show.
+    pub(crate) enforce_pv: bool,
+    /// `KVM_TPR_ACCESS_REPORTING`.
+    pub(crate) tpr_reporting: bool,
+    /// `KVM_SET_VAPIC_ADDR`.
+    pub(crate) vapic_address: u64,
+    /// An NMI that the monitor says is being delivered.
+    pub(crate) nmi_injected: bool,
+}
+
+impl Machine {
+    /// A vCPU that was just made.
+    pub(crate) fn new(apic_base: u64, tsc_khz: u32) -> Self {
+        Self {
+            cpuid: Cpuid::default(),
+            life: Life::New,
+            mp_state: KVM_MP_STATE_RUNNABLE,
+            msrs: Msrs::default(),
+            debug_control: 0,
+            debug: cpu::system::GuestDebug::default(),
+            cr8: 0,
+            apic_base,
+            signal_mask: None,
+            tsc_khz,
+            enforce_pv: false,
+            tpr_reporting: false,
+            vapic_address: 0,
+            nmi_injected: false,
+        }
+    }
+}

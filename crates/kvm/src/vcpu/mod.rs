@@ -1,0 +1,180 @@
+//! A vCPU: the CPU, what KVM keeps beside it, and the `kvm_run` page.
+//!
+//! [`Vcpu`]'s lock is the kernel's `vcpu->mutex`: every call takes it, and `KVM_RUN` holds it while
+//! it runs. What others may do meanwhile (kick, raise an interrupt, set `immediate_exit`) goes by
+//! [`Kicker`], the local APIC and [`RunPage`], which need no lock.
+//!
+//! | file            | calls                                                     |
+//! |-----------------|-----------------------------------------------------------|
+//! | `regs`          | general and special registers                             |
+//! | `fpu`           | x87, SSE, AVX, XCR0                                       |
+//! | `debug`         | debug registers, guest debugging                          |
+//! | `events`        | pending events, injection                                 |
+//! | `mp`, `apic`    | INIT and SIPI, the local APIC                             |
+//! | `cpuid`, `msrs` | CPUID, MSRs, clocks                                       |
+//! | `run`           | `KVM_RUN`                                                 |
+
+mod apic;
+mod control;
+mod core;
+mod cpuid;
+mod debug;
+mod events;
+mod fpu;
+mod kick;
+mod machine;
+mod mp;
+mod msrs;
+mod regs;
+mod reset;
+mod run_page;
+mod segments;
+mod signal;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
+
+pub(crate) use control::{EFER_KNOWN, efer_is_valid};
+pub(crate) use machine::Machine;
+
+pub use kick::Kicker;
+pub use run_page::{COALESCED_OFFSET, MMAP_SIZE, PORT_DATA_OFFSET, RunPage};
+
+use self::core::Core;
+use crate::clock::monotonic_ns;
+use crate::clock::time::{GuestTsc, Now, TimeSource};
+use crate::errno::Errno;
+use crate::irqchip::apic::{DEFAULT_BASE, Lapic, Role};
+use crate::irqchip::wake::VcpuWake;
+use crate::vm::Shared;
+
+const APIC_BASE_ENABLE: u64 = 1 << 11;
+const APIC_BASE_BSP: u64 = 1 << 8;
+
+/// One vCPU.
+pub struct Vcpu {
+    id: u32,
+    vm: Arc<Shared>,
+    run: Arc<RunPage>,
+    kicker: Arc<Kicker>,
+    lapic: Option<Arc<Lapic>>,
+    /// The guest's TSC, for those who need it without the lock.
+    tsc: Arc<GuestTsc>,
+    inner: Mutex<Inner>,
+}
+
+/// What the vCPU's lock guards.
+pub(crate) struct Inner {
+    pub(crate) core: Core,
+    pub(crate) machine: Machine,
+}
+
+/// What the local APIC's timer goes by.
+struct VcpuTime(Arc<GuestTsc>);
+
+impl TimeSource for VcpuTime {
+    fn now(&self) -> Now {
+        Now {
+            ns: monotonic_ns(),
+            tsc: self.0.read(),
+            tsc_khz: self.0.khz(),
+        }
+    }
+}
+
+/// The local APIC, where the VM has them.
+fn add_lapic(
+    vm: &Shared,
+    id: u32,
+    kicker: &Arc<Kicker>,
+    tsc: &Arc<GuestTsc>,
+) -> Option<Arc<Lapic>> {
+    let role = if vm.boot_id() == id {
+        Role::Bootstrap
+    } else {
+        Role::Application
+    };
+    let wake = Arc::clone(kicker) as Arc<dyn VcpuWake>;
+    let time = Arc::new(VcpuTime(Arc::clone(tsc)));
+    vm.irqchip().add_vcpu(id, role, wake, time)
+}
+
+impl Vcpu {
+    /// A vCPU after a reset. The caller has checked the id.
+    pub(crate) fn new(vm: &Arc<Shared>, id: u32) -> Result<Self, Errno> {
+        let run = Arc::new(RunPage::new()?);
+        let kicker = Arc::new(Kicker::default());
+        let tsc = Arc::new(GuestTsc::new(vm.tsc_khz()));
+        let bootstrap = vm.boot_id() == id;
+        let lapic = add_lapic(vm, id, &kicker, &tsc);
+        let mut core = Core::default();
+        reset::reset(core.state_mut(), reset::Cause::Reset, None);
+        let bsp = if bootstrap { APIC_BASE_BSP } else { 0 };
+        let apic_base = DEFAULT_BASE | APIC_BASE_ENABLE | bsp;
+        let mut machine = Machine::new(apic_base, vm.tsc_khz());
+        machine.mp_state = if lapic.is_none() || bootstrap {
+            KVM_MP_STATE_RUNNABLE
+        } else {
+            KVM_MP_STATE_UNINITIALIZED
+        };
+        let vcpu = Self {
+            id,
+            vm: Arc::clone(vm),
+            run,
+            kicker,
+            lapic,
+            tsc,
+            inner: Mutex::new(Inner { core, machine }),
+        };
+        vcpu.start_tsc();
+        Ok(vcpu)
+    }
+
+    fn start_tsc(&self) {
+        let mut inner = self.lock();
+        let offset = self.synchronize_tsc(None, inner.machine.tsc_khz);
+        inner.core.state_mut().tsc_offset = offset;
+        self.publish_tsc(offset);
+    }
+
+    /// Its id, which is its APIC id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The `kvm_run` page.
+    pub fn run_page(&self) -> &Arc<RunPage> {
+        &self.run
+    }
+
+    /// The way to its thread.
+    pub fn kicker(&self) -> &Arc<Kicker> {
+        &self.kicker
+    }
+
+    pub(crate) fn vm(&self) -> &Shared {
+        &self.vm
+    }
+
+    pub(crate) fn lapic(&self) -> Option<&Arc<Lapic>> {
+        self.lapic.as_ref()
+    }
+
+    pub(crate) fn is_bootstrap(&self) -> bool {
+        self.apic_base_register() & APIC_BASE_BSP != 0
+    }
+
+    fn apic_base_register(&self) -> u64 {
+        match &self.lapic {
+            Some(lapic) => lapic.base(),
+            None if self.vm.boot_id() == self.id => APIC_BASE_BSP,
+            None => 0,
+        }
+    }
+
+    /// The vCPU's lock. A panic of another thread in it says nothing about the state.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

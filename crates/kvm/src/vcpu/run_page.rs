@@ -1,0 +1,177 @@
+//! `struct kvm_run` and what lies behind it, as a memfd.
+//!
+//! The memfd is the vCPU's file descriptor, so that the program's own `mmap` of it shows the same
+//! pages (`api.rst`, 5). Offsets in pages:
+//!
+//! | page | contents                                                         |
+//! |------|------------------------------------------------------------------|
+//! | 0    | `struct kvm_run`                                                 |
+//! | 1    | the data of port accesses ([`kvm_run`]'s `io.data_offset`)       |
+//! | 2    | the ring of coalesced accesses; the first vCPU's is the VM's     |
+//!
+//! The program and its threads write these pages while the vCPU runs, so nothing here is a
+//! reference: fields are read and written by value, `immediate_exit` atomically.
+#![expect(unsafe_code, reason = "the pages are shared with the calling program")]
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::kvm_run;
+
+use crate::errno::Errno;
+
+/// Size of a page.
+const PAGE: usize = 4096;
+/// What `KVM_GET_VCPU_MMAP_SIZE` answers.
+pub const MMAP_SIZE: usize = 3 * PAGE;
+/// Where the data of port accesses lie.
+pub const PORT_DATA_OFFSET: usize = PAGE;
+/// Where the ring of coalesced accesses lies.
+pub const COALESCED_OFFSET: usize = 2 * PAGE;
+
+/// The pages of one vCPU.
+#[derive(Debug)]
+pub struct RunPage {
+    fd: OwnedFd,
+    base: NonNull<u8>,
+}
+
+// SAFETY: the mapping is shared memory that any thread may touch by value; nothing hands out
+// references into it.
+unsafe impl Send for RunPage {}
+// SAFETY: as above.
+unsafe impl Sync for RunPage {}
+
+impl RunPage {
+    /// Zeroed pages.
+    pub fn new() -> Result<Self, Errno> {
+        // SAFETY: a constant name; the result is checked.
+        let fd = unsafe { libc::memfd_create(c"kvm-vcpu".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: our own descriptor.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), MMAP_SIZE as i64) } != 0 {
+            return Err(Errno::last());
+        }
+        let base = map(&fd)?;
+        Ok(Self { fd, base })
+    }
+
+    /// The memfd.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// `struct kvm_run`, for code that upholds the rules of the module itself.
+    pub fn as_ptr(&self) -> NonNull<kvm_run> {
+        self.base.cast()
+    }
+
+    /// Reads through a pointer to a field that `field` finds.
+    pub fn get<T: Copy>(&self, field: impl FnOnce(*mut kvm_run) -> *mut T) -> T {
+        // SAFETY: `field` projects into `kvm_run`, which lies in the mapping; plain integers, read by
+        // value.
+        unsafe { field(self.base.cast().as_ptr()).read_volatile() }
+    }
+
+    /// Writes through a pointer to a field that `field` finds.
+    pub fn set<T: Copy>(&self, field: impl FnOnce(*mut kvm_run) -> *mut T, value: T) {
+        // SAFETY: as for `get`.
+        unsafe { field(self.base.cast().as_ptr()).write_volatile(value) }
+    }
+
+    /// `immediate_exit`.
+    pub fn immediate_exit(&self) -> &AtomicU8 {
+        // SAFETY: one byte of the mapping, which lives as long as `self`; all of Fourfold's accesses
+        // to it are atomic.
+        unsafe { AtomicU8::from_ptr(&raw mut (*self.as_ptr().as_ptr()).immediate_exit) }
+    }
+
+    /// Whether the program wants `KVM_RUN` to return at once.
+    pub fn wants_immediate_exit(&self) -> bool {
+        self.immediate_exit().load(Ordering::Relaxed) != 0
+    }
+
+    /// Copies bytes in at `offset`; what does not fit is dropped.
+    pub fn write_bytes(&self, offset: usize, data: &[u8]) {
+        let len = data.len().min(MMAP_SIZE.saturating_sub(offset));
+        // SAFETY: inside the mapping (checked).
+        unsafe {
+            self.base
+                .add(offset)
+                .as_ptr()
+                .copy_from_nonoverlapping(data.as_ptr(), len);
+        }
+    }
+
+    /// Copies `len` bytes out from `offset`, or as many as there are.
+    pub fn read_bytes(&self, offset: usize, len: usize) -> Vec<u8> {
+        let len = len.min(MMAP_SIZE.saturating_sub(offset));
+        let mut data = vec![0; len];
+        // SAFETY: inside the mapping (checked).
+        unsafe {
+            data.as_mut_ptr()
+                .copy_from_nonoverlapping(self.base.add(offset).as_ptr(), len);
+        }
+        data
+    }
+
+    /// The ring page of coalesced accesses.
+    pub fn coalesced_ring(&self) -> NonNull<u8> {
+        // SAFETY: inside the mapping.
+        unsafe { self.base.add(COALESCED_OFFSET) }
+    }
+}
+
+impl Drop for RunPage {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), MMAP_SIZE) };
+    }
+}
+
+fn map(fd: &OwnedFd) -> Result<NonNull<u8>, Errno> {
+    // SAFETY: a new mapping of our own descriptor; the kernel chooses the place.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            MMAP_SIZE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    NonNull::new(base.cast()).ok_or(Errno::ENOMEM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_mapping_shows_the_same_pages() {
+        let page = RunPage::new().unwrap();
+        // SAFETY: fields of `kvm_run` are integers.
+        page.set(|run| unsafe { &raw mut (*run).exit_reason }, 7);
+        page.write_bytes(PORT_DATA_OFFSET, b"port");
+        let other = map(&page.fd.try_clone().unwrap()).unwrap();
+        let run = other.cast::<kvm_run>();
+        // SAFETY: a mapping of its own, alive here.
+        assert_eq!(unsafe { run.as_ref().exit_reason }, 7);
+        page.immediate_exit().store(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        assert_eq!(unsafe { run.as_ref().immediate_exit }, 1);
+        assert_eq!(page.read_bytes(PORT_DATA_OFFSET, 4), b"port");
+        assert_eq!(page.read_bytes(MMAP_SIZE - 2, 8).len(), 2);
+        // SAFETY: mapped above, no reference left.
+        unsafe { libc::munmap(other.as_ptr().cast(), MMAP_SIZE) };
+    }
+}

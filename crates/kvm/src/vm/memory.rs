@@ -1,0 +1,140 @@
+//! Memory slots and dirty logs, as the ioctls give them.
+
+use ::memory::access;
+use ::memory::slot::{ClearLog, ManualProtect, Region};
+use addr::{Gpa, Hva};
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_clear_dirty_log, kvm_dirty_log,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
+};
+
+use super::{Shared, Vm};
+use crate::errno::Errno;
+
+/// Least argument of `KVM_SET_NR_MMU_PAGES`.
+const MIN_MMU_PAGES: u64 = 64;
+/// The three pages of `KVM_SET_TSS_ADDR` end below 4 GiB.
+const MAX_TSS_ADDRESS: u64 = 0xffff_d000;
+
+impl Shared {
+    /// Eight bytes of guest memory.
+    pub(crate) fn read_guest_u64(&self, gpa: Gpa) -> Option<u64> {
+        let table = self.slots.snapshot(0);
+        let hva = table.find(gpa.frame())?.hva_at(gpa)?;
+        access::load(hva, 8).ok()
+    }
+}
+
+impl Vm {
+    /// `KVM_SET_USER_MEMORY_REGION`.
+    pub fn set_user_memory_region(
+        &self,
+        region: &kvm_userspace_memory_region,
+    ) -> Result<(), Errno> {
+        if region.flags & !(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.set_region(Region {
+            slot: region.slot,
+            flags: region.flags,
+            gpa: Gpa::new(region.guest_phys_addr),
+            size: region.memory_size,
+            hva: Hva::new(region.userspace_addr),
+        })
+    }
+
+    /// `KVM_SET_USER_MEMORY_REGION2`: there is no guest memory in a file descriptor of KVM's own,
+    /// so its flag is unknown.
+    pub fn set_user_memory_region2(
+        &self,
+        region: &kvm_userspace_memory_region2,
+    ) -> Result<(), Errno> {
+        self.set_region(Region {
+            slot: region.slot,
+            flags: region.flags,
+            gpa: Gpa::new(region.guest_phys_addr),
+            size: region.memory_size,
+            hva: Hva::new(region.userspace_addr),
+        })
+    }
+
+    fn set_region(&self, region: Region) -> Result<(), Errno> {
+        let changed = self.shared.slots.set_region(&region);
+        changed.map(drop).map_err(|error| Errno(error.errno()))
+    }
+
+    /// `KVM_GET_DIRTY_LOG` into the program's bitmap.
+    pub fn get_dirty_log(&self, log: &kvm_dirty_log) -> Result<(), Errno> {
+        let into = Hva::new(bitmap_of(log));
+        let done = self.shared.slots.get_dirty_log(log.slot, into);
+        done.map_err(|error| Errno(error.errno()))
+    }
+
+    /// `KVM_GET_DIRTY_LOG` for callers of the crate.
+    pub fn dirty_log(&self, slot: u32) -> Result<Vec<u64>, Errno> {
+        let harvested = self.shared.slots.harvest(slot);
+        harvested.map_err(|error| Errno(error.errno()))
+    }
+
+    /// `KVM_CLEAR_DIRTY_LOG`.
+    pub fn clear_dirty_log(&self, log: &kvm_clear_dirty_log) -> Result<(), Errno> {
+        let clear = ClearLog {
+            slot: log.slot,
+            first_page: log.first_page,
+            num_pages: log.num_pages,
+            bitmap: Hva::new(clear_bitmap_of(log)),
+        };
+        let done = self.shared.slots.clear_dirty_log(&clear);
+        done.map_err(|error| Errno(error.errno()))
+    }
+
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+    pub(super) fn set_manual_protect(&self, argument: u64) -> Result<(), Errno> {
+        let mode = ManualProtect::from_argument(argument).ok_or(Errno::EINVAL)?;
+        self.shared.slots.set_manual_protect(mode);
+        Ok(())
+    }
+
+    /// `KVM_SET_NR_MMU_PAGES`. Our second level is bounded by the slots, so the number is only
+    /// checked.
+    pub fn set_nr_mmu_pages(&self, pages: u64) -> Result<(), Errno> {
+        if pages < MIN_MMU_PAGES {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    /// `KVM_SET_TSS_ADDR`: Intel's hardware needs three pages for real mode; this CPU does not.
+    pub fn set_tss_address(&self, address: u64) -> Result<(), Errno> {
+        if address > MAX_TSS_ADDRESS {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    /// `KVM_SET_IDENTITY_MAP_ADDR`: the same, for one page; before there are vCPUs.
+    pub fn set_identity_map_address(&self, _address: u64) -> Result<(), Errno> {
+        if self.has_vcpus() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the pointer is one member of a union with an integer"
+)]
+fn bitmap_of(log: &kvm_dirty_log) -> u64 {
+    // SAFETY: both members are eight bytes of plain data.
+    unsafe { log.__bindgen_anon_1.padding2 }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the pointer is one member of a union with an integer"
+)]
+fn clear_bitmap_of(log: &kvm_clear_dirty_log) -> u64 {
+    // SAFETY: both members are eight bytes of plain data.
+    unsafe { log.__bindgen_anon_1.padding2 }
+}
