@@ -77,3 +77,20 @@ pub fn fill(hva: Hva, value: u8, len: u64) -> Result<(), HostFault> {
     unsafe { fill_bytes(hva.raw(), value, len) }
         .map_err(|(left, signal)| fault(hva.wrapping_add(len - left), signal))
 }
+
+/// Reads words.
+pub fn read_words(hva: Hva, into: &mut [u64]) -> Result<(), HostFault> {
+    let len = size_of_val(into) as u64;
+    // SAFETY: `into` is ours, holds `len` bytes, and any bytes are words; the other side is the
+    // guest's.
+    unsafe { copy_bytes(into.as_mut_ptr() as u64, hva.raw(), len) }
+        .map_err(|(left, signal)| fault(hva.wrapping_add(len - left), signal))
+}
+
+/// Writes words.
+pub fn write_words(hva: Hva, from: &[u64]) -> Result<(), HostFault> {
+    let len = size_of_val(from) as u64;
+    // SAFETY: `from` holds `len` bytes; the other side is the guest's.
+    unsafe { copy_bytes(hva.raw(), from.as_ptr() as u64, len) }
+        .map_err(|(left, signal)| fault(hva.wrapping_add(len - left), signal))
+}

@@ -140,11 +140,16 @@ unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut l
         // The instruction runs again, faults again, and the default action kills the process with
         // the core dump that it would have left without us. An ignored fault is a fatal one, too.
         libc::SIG_DFL | libc::SIG_IGN => {
-            // SAFETY: `previous` is what the kernel gave us, with the default action.
+            // SAFETY: `previous` is what the kernel gave us, with the default action; `info` is the
+            // kernel's.
             unsafe {
                 let mut default = previous;
                 default.sa_sigaction = libc::SIG_DFL;
                 libc::sigaction(signal, &raw const default, ptr::null_mut());
+                // What a process sent comes once: it is sent again, and taken when we return.
+                if (*info).si_code <= 0 {
+                    libc::raise(signal);
+                }
             }
         }
         handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {

@@ -35,7 +35,7 @@ mod previous;
 
 use addr::Hva;
 
-pub use copy::{copy, fill, load, read, store, write};
+pub use copy::{copy, fill, load, read, read_words, store, write, write_words};
 pub use handler::{Context, Hook, Verdict, install, register_hook};
 pub use instruction::Word;
 pub use previous::{previous, replace_previous};

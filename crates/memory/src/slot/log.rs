@@ -6,6 +6,8 @@
 //! | on                                  | reports                     | clears and protects          |
 //! | on, initially set                   | the same; a new bitmap is all ones, and nothing is protected before its first clear |||
 
+use std::sync::atomic::Ordering;
+
 use addr::Hva;
 
 use super::{Slot, SlotId, Slots};
@@ -17,11 +19,11 @@ use crate::dirty::{DirtyRing, DirtyWord, RingError};
 pub enum ManualProtect {
     /// Reading the log clears it.
     #[default]
-    Off,
+    Off = 0,
     /// Reading leaves it; the monitor clears piece by piece.
-    Enabled,
+    Enabled = 1,
     /// The same, and a new log says that every page is dirty.
-    InitiallySet,
+    InitiallySet = 2,
 }
 
 impl ManualProtect {
@@ -91,12 +93,17 @@ impl DirtyLogError {
 impl Slots {
     /// Chooses how the log is harvested; slots that log already keep their bitmaps.
     pub fn set_manual_protect(&self, mode: ManualProtect) {
-        self.lock().manual_protect = mode;
+        let _writer = self.lock();
+        self.manual_protect.store(mode as u8, Ordering::Relaxed);
     }
 
-    /// How the log is harvested.
+    /// How the log is harvested. Listeners may ask, too.
     pub fn manual_protect(&self) -> ManualProtect {
-        self.lock().manual_protect
+        match self.manual_protect.load(Ordering::Relaxed) {
+            0 => ManualProtect::Off,
+            1 => ManualProtect::Enabled,
+            _ => ManualProtect::InitiallySet,
+        }
     }
 
     /// Uses rings of this many bytes instead of bitmaps, from now on and for good.
@@ -121,9 +128,7 @@ impl Slots {
     /// As in the kernel, a bad buffer is noticed last: what was reported is lost.
     pub fn get_dirty_log(&self, slot: u32, into: Hva) -> Result<(), DirtyLogError> {
         let words = self.harvest(slot)?;
-        // SAFETY-free view: x86 is little-endian, so the words are the bytes that KVM promises.
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        Ok(access::write(into, &bytes)?)
+        Ok(access::write_words(into, &words)?)
     }
 
     /// The dirty log of a slot, one bit per page. Without manual protection it is taken: the log is
@@ -139,7 +144,7 @@ impl Slots {
             .as_ref()
             .expect("logged_slot returns slots with a log");
         let mut words = vec![0; bitmap.words()];
-        if writer.manual_protect != ManualProtect::Off {
+        if self.manual_protect() != ManualProtect::Off {
             bitmap.copy_to(&mut words);
             return Ok(words);
         }
@@ -175,9 +180,9 @@ impl Slots {
         if !clear.fits(slot.npages) {
             return Err(out_of_range);
         }
-        let mut bytes = vec![0; num_pages.div_ceil(64) as usize * 8];
-        access::read(bitmap, &mut bytes)?;
-        let cleared = clear_words(&slot, first_page, &bytes);
+        let mut words = vec![0; num_pages.div_ceil(64) as usize];
+        access::read_words(bitmap, &mut words)?;
+        let cleared = clear_words(&slot, first_page, &words);
         self.protect(&writer, &slot, &cleared);
         Ok(())
     }
@@ -218,18 +223,17 @@ impl ClearLog {
     }
 }
 
-/// Clears the bits of `bytes`; returns the pages that had been dirty.
-fn clear_words(slot: &Slot, first_page: u64, bytes: &[u8]) -> Vec<DirtyWord> {
+/// Clears the bits of `words`; returns the pages that had been dirty.
+fn clear_words(slot: &Slot, first_page: u64, words: &[u64]) -> Vec<DirtyWord> {
     let bitmap = slot
         .dirty
         .as_ref()
         .expect("logged_slot returns slots with a log");
-    let (words, _) = bytes.as_chunks::<8>();
     (first_page as usize / 64..)
         .zip(words)
         .map(|(index, word)| DirtyWord {
             index,
-            mask: bitmap.clear(index, u64::from_le_bytes(*word)),
+            mask: bitmap.clear(index, *word),
         })
         .filter(|word| word.mask != 0)
         .collect()

@@ -166,8 +166,8 @@ impl Slot {
 
 /// Who derives something from slots: the MMU, a listener of a tool.
 ///
-/// All methods run in the thread that changes slots, with the writers' lock held: they must not
-/// change slots themselves.
+/// All methods run in the thread that changes slots, with the writers' lock held: of [`Slots`] they
+/// may use [`Slots::snapshot`], [`Slots::manual_protect`] and what never changes, nothing else.
 pub trait Listener: Send + Sync {
     /// A change is about to be published. May refuse it, before anything has changed.
     fn prepare(&self, _change: &Change) -> Result<(), OutOfMemory> {

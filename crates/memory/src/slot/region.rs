@@ -1,6 +1,7 @@
 //! `KVM_SET_USER_MEMORY_REGION`.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use addr::{Address, Gfn, Gpa, Hva, PageSize};
@@ -197,6 +198,8 @@ pub struct Slots {
     tables: Box<[ArcSwap<Table>]>,
     domain: Arc<Domain>,
     writer: Mutex<Writer>,
+    /// A [`ManualProtect`]; outside the lock, so that listeners can ask.
+    pub(super) manual_protect: AtomicU8,
 }
 
 /// What only writers use.
@@ -206,7 +209,6 @@ pub(super) struct Writer {
     bases: HashMap<SlotId, Gfn>,
     generation: u64,
     listeners: Vec<Weak<dyn Listener>>,
-    pub(super) manual_protect: ManualProtect,
     /// The size of every vCPU's ring in bytes, where rings are used instead of bitmaps.
     pub(super) ring_bytes: Option<u64>,
 }
@@ -230,6 +232,7 @@ impl Slots {
                 .collect(),
             domain,
             writer: Mutex::default(),
+            manual_protect: AtomicU8::default(),
         })
     }
 
@@ -254,11 +257,11 @@ impl Slots {
     }
 
     /// A reader for one thread, faster than [`Slots::snapshot`] where it is used again and again.
-    pub fn reader(&self, address_space: usize) -> Reader<'_> {
-        Reader::new(self.table(address_space))
+    pub fn reader(self: &Arc<Self>, address_space: usize) -> Reader {
+        Reader::new(Arc::clone(self), address_space)
     }
 
-    fn table(&self, address_space: usize) -> &ArcSwap<Table> {
+    pub(super) fn table(&self, address_space: usize) -> &ArcSwap<Table> {
         &self.tables[if address_space < self.tables.len() {
             address_space
         } else {
@@ -358,7 +361,7 @@ impl Slots {
         };
         let Some(old) = old else {
             self.check_place(&new, region)?;
-            let new = Self::with_log(writer, new, None)?;
+            let new = self.with_log(writer, new, None)?;
             return Ok(Change::Created { new });
         };
         let readonly_changes = (old.flags ^ new.flags).contains(SlotFlags::READONLY);
@@ -367,10 +370,10 @@ impl Slots {
         }
         if old.base_gfn != new.base_gfn {
             self.check_place(&new, region)?;
-            let new = Self::with_log(writer, new, Some(&old))?;
+            let new = self.with_log(writer, new, Some(&old))?;
             Ok(Change::Moved { old, new })
         } else if old.flags != new.flags {
-            let new = Self::with_log(writer, new, Some(&old))?;
+            let new = self.with_log(writer, new, Some(&old))?;
             Ok(Change::FlagsChanged { old, new })
         } else {
             Ok(Change::Unchanged)
@@ -401,7 +404,12 @@ impl Slots {
     }
 
     /// Gives the slot its dirty bitmap: the old one where there was one.
-    fn with_log(writer: &Writer, mut new: Slot, old: Option<&Slot>) -> Result<Slot, SlotError> {
+    fn with_log(
+        &self,
+        writer: &Writer,
+        mut new: Slot,
+        old: Option<&Slot>,
+    ) -> Result<Slot, SlotError> {
         if !new.logs_dirty() || writer.ring_bytes.is_some() {
             return Ok(new);
         }
@@ -410,7 +418,7 @@ impl Slots {
             let slot = new.id.raw();
             let bitmap =
                 DirtyBitmap::new(new.npages).map_err(|_| SlotError::OutOfMemory { slot })?;
-            if writer.manual_protect == ManualProtect::InitiallySet {
+            if self.manual_protect() == ManualProtect::InitiallySet {
                 bitmap.mark_all();
             }
             new.dirty = Some(Arc::new(bitmap));

@@ -4,12 +4,13 @@
 //! chunks and the array of pointers to them, so that a change among 32,764 slots copies some ten
 //! kilobytes, while a look-up is two binary searches over dense arrays of numbers.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use addr::Gfn;
 use arc_swap::{ArcSwap, Cache};
 
-use super::Slot;
+use super::{Slot, Slots};
 
 /// Slots in one chunk, at most.
 const CAPACITY: usize = 64;
@@ -192,15 +193,33 @@ impl Table {
 ///
 /// For one thread (a vCPU's). While the table is unchanged, a look-up costs one load and one
 /// comparison more than the search, and no search at all where it hits the last slot again.
-pub struct Reader<'a> {
-    cache: Cache<&'a ArcSwap<Table>, Arc<Table>>,
+pub struct Reader {
+    cache: Cache<Place, Arc<Table>>,
     last: Position,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(table: &'a ArcSwap<Table>) -> Self {
+/// Where the table of an address space is published.
+struct Place {
+    slots: Arc<Slots>,
+    address_space: usize,
+}
+
+impl Deref for Place {
+    type Target = ArcSwap<Table>;
+
+    fn deref(&self) -> &Self::Target {
+        self.slots.table(self.address_space)
+    }
+}
+
+impl Reader {
+    pub(super) fn new(slots: Arc<Slots>, address_space: usize) -> Self {
+        let place = Place {
+            slots,
+            address_space,
+        };
         Self {
-            cache: Cache::new(table),
+            cache: Cache::new(place),
             last: Position::default(),
         }
     }
@@ -210,7 +229,7 @@ impl<'a> Reader<'a> {
         self.cache.load()
     }
 
-    /// The slot that holds a frame, and the generation of the table that says so.
+    /// The slot that holds a frame, in the present table.
     #[inline]
     pub fn find(&mut self, gfn: Gfn) -> Option<&Slot> {
         let table = self.cache.load();
