@@ -27,6 +27,17 @@ pub struct Effort {
     pub time: Duration,
     /// So many divergences are made small and kept; further ones are counted.
     pub kept: usize,
+    /// Whether divergences are printed as soon as they are found.
+    pub progress: Progress,
+}
+
+/// See [`Effort::progress`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Printed at once, to standard error.
+    Shown,
+    /// Only collected.
+    Quiet,
 }
 
 /// What came of it.
@@ -284,7 +295,9 @@ fn divergence(
     seed: u64,
 ) -> Result<Divergence> {
     let small = pair.minimise(failure)?;
+    pair.subject.remarks();
     let (differences, expected) = pair.run(&small)?;
+    let remarks = pair.subject.remarks();
     Ok(Divergence {
         name,
         seed,
@@ -292,6 +305,7 @@ fn divergence(
         case: small.case,
         differences,
         expected,
+        remarks,
     })
 }
 

@@ -272,4 +272,8 @@ pub trait Executor {
     fn name(&self) -> &'static str;
     /// Runs every case from its own initial state and appends one outcome each.
     fn run(&mut self, batch: &Batch, outcomes: &mut Vec<Outcome>) -> anyhow::Result<()>;
+    /// What happened besides since the last call, for the reader.
+    fn remarks(&mut self) -> Vec<String> {
+        Vec::new()
+    }
 }

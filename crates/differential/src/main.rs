@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Parser;
 
-use differential::campaign::{self, Effort, MODES, Tally};
+use differential::campaign::{self, Effort, MODES, Progress, Tally};
 use differential::case::Executor;
 use differential::generate::Catalogue;
+use differential::guest::{GuestCpu, Translation};
 use differential::minimise::Pair;
 use differential::native::NativeCpu;
 
@@ -43,6 +44,9 @@ struct Cli {
     /// Only single instructions, not whole programs
     #[arg(long, conflicts_with = "blocks")]
     singles: bool,
+    /// Print divergences as soon as they are found, to standard error
+    #[arg(long)]
+    progress: bool,
     /// Name every form that is left out
     #[arg(long)]
     list_excluded: bool,
@@ -56,9 +60,15 @@ fn main() -> Result<ExitCode> {
         states: cli.states,
         time: Duration::from_secs_f64(cli.minutes * 30.0),
         kept: cli.kept,
+        progress: if cli.progress {
+            Progress::Shown
+        } else {
+            Progress::Quiet
+        },
     };
     let mut native = NativeCpu::new()?;
-    let mut subject: Box<dyn Executor> = Box::new(NativeCpu::new()?);
+    let mut subject = self::subject(&cli, Translation::Normal)?;
+    let mut stepped = self::subject(&cli, Translation::Stepped)?;
     let mut clean = true;
     for mode in MODES {
         let mut catalogue = Catalogue::new(mode);
@@ -77,16 +87,34 @@ fn main() -> Result<ExitCode> {
             clean &= print_tally(&tally, started.elapsed());
         }
         if !cli.singles {
-            let started = Instant::now();
-            let tally = campaign::blocks(&catalogue, mode, effort, &mut pair)?;
-            println!("{mode:?}, whole programs, seed {}", cli.seed);
-            clean &= print_tally(&tally, started.elapsed());
+            for subject in [&mut subject, &mut stepped] {
+                let mut pair = Pair {
+                    native: &mut native,
+                    subject: &mut **subject,
+                };
+                let started = Instant::now();
+                let tally = campaign::blocks(&catalogue, mode, effort, &mut pair)?;
+                println!(
+                    "{mode:?}, whole programs, {}, seed {}",
+                    pair.subject.name(),
+                    cli.seed
+                );
+                clean &= print_tally(&tally, started.elapsed());
+            }
         }
     }
     Ok(if clean {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+fn subject(cli: &Cli, translation: Translation) -> Result<Box<dyn Executor>> {
+    Ok(if cli.native_twice {
+        Box::new(NativeCpu::new()?)
+    } else {
+        Box::new(GuestCpu::new(translation)?)
     })
 }
 

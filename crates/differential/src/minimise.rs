@@ -1,5 +1,7 @@
 //! Makes a failing case small: takes away whatever is not needed for the two sides to differ.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use iced_x86::{Decoder, DecoderOptions};
 
@@ -7,6 +9,9 @@ use crate::case::{Batch, Case, Executor, Outcome, Program, State};
 use crate::compare::{Difference, compare};
 use crate::generate::Tolerance;
 use crate::layout::DATA_BYTES;
+
+/// A case that takes long on one side (it hangs) is printed as it is.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The two sides of a comparison.
 pub struct Pair<'a> {
@@ -48,7 +53,11 @@ impl Pair<'_> {
 
     /// Simplifies as long as the sides differ.
     pub fn minimise(&mut self, mut failure: Failure) -> Result<Failure> {
+        let started = Instant::now();
         for simplify in simplifications(&failure.program) {
+            if started.elapsed() > PATIENCE {
+                break;
+            }
             let mut simpler = failure.clone();
             simplify.apply(&mut simpler);
             if !self.run(&simpler)?.0.is_empty() {

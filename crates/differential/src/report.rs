@@ -21,6 +21,8 @@ pub struct Divergence {
     pub differences: Vec<Difference>,
     /// How the physical CPU ended.
     pub expected: Outcome,
+    /// What the side under test had to say.
+    pub remarks: Vec<String>,
 }
 
 impl fmt::Display for Divergence {
@@ -40,6 +42,9 @@ impl fmt::Display for Divergence {
             "  native ends by vector {}, error code {:#x}, cr2 {:#x} at {:#x}",
             ending.vector, ending.error_code, ending.cr2, self.expected.state.rip
         )?;
+        for remark in self.remarks.iter().take(2) {
+            writeln!(f, "  under test: {remark}")?;
+        }
         for difference in self.differences.iter().take(24) {
             writeln!(
                 f,

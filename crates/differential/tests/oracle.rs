@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use differential::campaign::{self, Effort, MODES};
+use differential::campaign::{self, Effort, MODES, Progress};
 use differential::case::{Batch, Case, Executor, Mode, Patch, Program, State};
 use differential::generate::Catalogue;
 use differential::layout::{DATA_BYTES, WINDOWS};
@@ -81,6 +81,7 @@ fn every_form_gives_the_same_result_twice() {
             states: 4,
             time: Duration::ZERO,
             kept: 3,
+            progress: Progress::Quiet,
         };
         let mut pair = Pair {
             native: &mut first,

@@ -31,7 +31,7 @@ pub struct GuestCpu {
     /// What the program in the code window occupies.
     extent: (usize, usize),
     /// Exits that are no end of a case, to be explained to the reader.
-    pub strange: Vec<String>,
+    strange: Vec<String>,
 }
 
 /// After so many steps a case has gone astray.
@@ -182,6 +182,10 @@ impl Executor for GuestCpu {
             outcomes.push(outcome);
         }
         Ok(())
+    }
+
+    fn remarks(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.strange)
     }
 }
 

@@ -12,7 +12,7 @@ use memory::slot::{Region, Slots, SlotsConfig};
 use mmu::{Mmu, MmuConfig, VcpuMmu};
 use vm_memory::VolatileMemory;
 
-use super::quiet::Quiet;
+use super::quiet::{Quiet, host_cpuid};
 use super::watchdog::Watchdog;
 
 /// Bytes of translated code before the cache is emptied.
@@ -46,7 +46,7 @@ impl Machine {
         let config = VcpuConfig {
             code: Arc::default(),
             cache_size: CACHE_BYTES,
-            offer: OFFER,
+            offer: Offer::from_cpuid(host_cpuid),
         };
         let vcpu = Vcpu::new(config, VcpuMmu::new(&mmu, 0), &domain).context("a vCPU")?;
         Ok(Self {
@@ -90,11 +90,3 @@ impl Machine {
         Watchdog::new(self.vcpu.kicker(), ticks)
     }
 }
-
-/// All that this CPU has.
-const OFFER: Offer = Offer {
-    cr4: !0,
-    efer: 0xd01,
-    xcr0: 7,
-    physical_bits: 46,
-};

@@ -5,7 +5,7 @@ use cpu::{CpuState, CpuidResult, Exception, Handled, Platform, Refusal};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Quiet;
+pub(super) struct Quiet;
 
 /// `#GP(0)`.
 const GENERAL_PROTECTION: Refusal = Refusal::Exception(Exception {
@@ -13,6 +13,21 @@ const GENERAL_PROTECTION: Refusal = Refusal::Exception(Exception {
     error_code: Some(0),
     payload: None,
 });
+
+/// The physical CPU's, with x87, SSE and AVX as the only extended state.
+pub(super) fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    let host = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+    let mut result = CpuidResult {
+        eax: host.eax,
+        ebx: host.ebx,
+        ecx: host.ecx,
+        edx: host.edx,
+    };
+    if (leaf, subleaf) == (0xd, 0) {
+        (result.eax, result.edx) = (7, 0);
+    }
+    result
+}
 
 impl Platform for Quiet {
     fn interrupt_pending(&mut self) -> bool {
@@ -31,8 +46,8 @@ impl Platform for Quiet {
         Handled::No
     }
 
-    fn cpuid(&mut self, _state: &CpuState, _leaf: u32, _subleaf: u32) -> CpuidResult {
-        CpuidResult::default()
+    fn cpuid(&mut self, _state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
+        host_cpuid(leaf, subleaf)
     }
 
     fn read_msr(&mut self, _state: &CpuState, _index: u32) -> Result<u64, Refusal> {
