@@ -157,7 +157,7 @@ pub fn explain(
 ) -> Result<Chain, PagemapError> {
     // A vCPU of our own, that runs nothing: a walker with the registers asked about.
     let mut walker = VcpuMmu::new(mmu, u32::MAX);
-    walker.set_features(question.features);
+    let _ = walker.set_features(question.features);
     // It holds no translation that a change of registers could make stale.
     let _ = walker.set_registers(&question.registers);
     let mode = walker.regime().mode();

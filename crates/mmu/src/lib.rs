@@ -9,6 +9,7 @@ mod nested;
 mod registers;
 mod reserved;
 mod rights;
+mod shadow;
 mod slot_tables;
 pub mod stats;
 mod vcpu;

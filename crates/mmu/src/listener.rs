@@ -6,7 +6,7 @@
 //! it may have used them meanwhile. Taking them away earlier would leave a hole: a vCPU that found
 //! the old slot just before could install its page just after.
 
-use addr::Gfn;
+use addr::{Gfn, Hfn, Hva};
 use memory::dirty::{DirtyGfn, DirtyWord};
 use memory::slot::{Change, Listener, Slot, SlotId};
 
@@ -16,13 +16,22 @@ use crate::nested::{Frames, SecondLevel, Spare};
 impl Listener for Mmu {
     fn settled(&self, change: &Change) {
         match change {
-            Change::Deleted { old } | Change::Moved { old, .. } => self.forget(old),
-            Change::FlagsChanged { old, new } => self.relog(old, new),
+            Change::Deleted { old } | Change::Moved { old, .. } => {
+                self.clear_shadow();
+                self.forget(old);
+            }
+            Change::FlagsChanged { old, new } => {
+                self.clear_shadow();
+                self.relog(old, new);
+            }
             Change::Created { .. } | Change::Unchanged => {}
         }
     }
 
     fn write_protect(&self, slot: &Slot, words: &[DirtyWord]) {
+        if let Some(shadow) = &self.shadow {
+            shadow.refuse_writes(words.iter().flat_map(|word| host_frames(slot, *word)));
+        }
         let _changes = lock(&self.changes);
         if let Some(second) = self.second.get(slot.id.address_space()) {
             for word in words {
@@ -68,6 +77,15 @@ impl Mmu {
         }
     }
 
+    /// Shadow tables are made anew after a change of slots, as in kvm.ko.
+    pub(crate) fn clear_shadow(&self) {
+        if let Some(shadow) = &self.shadow {
+            let limbo = shadow.clear();
+            self.flush_vcpus();
+            shadow.recycle(limbo);
+        }
+    }
+
     fn change_and_recycle(
         &self,
         second: &SecondLevel,
@@ -88,6 +106,10 @@ impl Mmu {
         for page in pages {
             let id = SlotId::new(page.slot);
             let slot = self.slots.get(id);
+            if let (Some(shadow), Some(slot)) = (&self.shadow, &slot) {
+                let gfn = Gfn::new(slot.base_gfn.number().wrapping_add(page.offset));
+                shadow.refuse_writes(slot.hva_of(gfn).map(Hva::frame));
+            }
             let _changes = lock(&self.changes);
             let second = self.second.get(id.address_space());
             if let (Some(second), Some(slot)) = (second, slot)
@@ -97,6 +119,14 @@ impl Mmu {
             }
         }
     }
+}
+
+/// The host frames of one word of a slot's dirty log.
+fn host_frames(slot: &Slot, word: DirtyWord) -> impl Iterator<Item = Hfn> {
+    let first = slot.hva.frame().number() + word.index as u64 * 64;
+    (0..64)
+        .filter(move |bit| word.mask >> bit & 1 == 1)
+        .map(move |bit| Hfn::new(first + bit))
 }
 
 fn frames(slot: &Slot) -> Frames {

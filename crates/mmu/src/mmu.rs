@@ -12,7 +12,8 @@ use memory::slot::{Listener, Slots};
 
 use crate::event::{FaultEvent, Subscriber};
 use crate::nested::{SecondLevel, SecondLevelEntry};
-use crate::stats::{VcpuStats, VmStats};
+use crate::shadow::Shadow;
+use crate::stats::{ShadowStats, VcpuStats, VmStats};
 
 /// How a guest's address becomes a host pointer. The guest can't tell which it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -61,6 +62,8 @@ pub struct Mmu {
     pub(crate) config: MmuConfig,
     /// One second level per address space; none on the other paths.
     pub(crate) second: Vec<SecondLevel>,
+    /// The shadow tables; none on the other paths.
+    pub(crate) shadow: Option<Shadow>,
     /// Serialises those who take entries away from the second level.
     pub(crate) changes: Mutex<()>,
     rings: Mutex<Vec<SharedRing>>,
@@ -83,6 +86,7 @@ impl Mmu {
             second: (0..spaces)
                 .map(|_| SecondLevel::new(config.max_phys_bits.into()))
                 .collect(),
+            shadow: (config.path == PagingPath::Shadow).then(Shadow::default),
             changes: Mutex::default(),
             rings: Mutex::default(),
             vcpus: Mutex::default(),
@@ -115,11 +119,19 @@ impl Mmu {
         &self.stats
     }
 
+    /// The counters of the shadow tables.
+    pub fn shadow_stats(&self) -> ShadowStats {
+        self.shadow
+            .as_ref()
+            .map_or_else(ShadowStats::default, Shadow::stats)
+    }
+
     /// Pages mapped now: 4 KiB, 2 MiB, 1 GiB (kvm's `pages_4k`, `pages_2m`, `pages_1g`).
     pub fn pages(&self) -> [u64; 3] {
         let mut sums = [0_i64; 3];
-        for counts in self.second.iter().map(|s| &s.counts) {
-            for (sum, count) in sums.iter_mut().zip(counts.get()) {
+        let second = self.second.iter().map(|s| s.counts.get());
+        for counts in second.chain(self.shadow.iter().map(Shadow::counts)) {
+            for (sum, count) in sums.iter_mut().zip(counts) {
                 *sum += count;
             }
         }
@@ -128,7 +140,8 @@ impl Mmu {
 
     /// Bytes of the tables of this path.
     pub fn table_bytes(&self) -> usize {
-        self.second.iter().map(SecondLevel::bytes).sum()
+        let second: usize = self.second.iter().map(SecondLevel::bytes).sum();
+        second + self.shadow.as_ref().map_or(0, Shadow::bytes)
     }
 
     /// The counters of all vCPUs that exist.
@@ -170,7 +183,10 @@ impl Mmu {
     pub fn check_invariants(&self) -> Result<(), String> {
         self.second
             .iter()
-            .try_for_each(SecondLevel::check_invariants)
+            .try_for_each(SecondLevel::check_invariants)?;
+        self.shadow
+            .as_ref()
+            .map_or(Ok(()), Shadow::check_invariants)
     }
 
     /// Every vCPU drops its TLB and has passed a checkpoint.
@@ -179,9 +195,29 @@ impl Mmu {
         debug_assert!(none.is_empty(), "no vCPU asked");
     }
 
-    /// The same, asked by a vCPU: what others asked of it meanwhile.
+    /// The same, asked by a vCPU. What others asked of it meanwhile is asked again: it finds it at
+    /// its next checkpoint, which it passes before it goes on ([`crate::TlbEffect::FlushAll`]).
+    pub(crate) fn flush_others(&self, from: Option<&Participant>) {
+        let asked = self.flush_vcpus_from(from);
+        if let Some(from) = from
+            && !asked.is_empty()
+        {
+            from.request(asked);
+        }
+    }
+
+    /// There are too many shadow pages: begin anew.
+    pub(crate) fn recycle_shadow(&self, from: Option<&Participant>) {
+        if let Some(shadow) = &self.shadow {
+            self.stats.mmu_recycled.add(shadow.pages() as u64);
+            let limbo = shadow.clear();
+            self.flush_others(from);
+            shadow.recycle(limbo);
+        }
+    }
+
     #[must_use]
-    pub(crate) fn flush_vcpus_from(&self, from: Option<&Participant>) -> Requests {
+    fn flush_vcpus_from(&self, from: Option<&Participant>) -> Requests {
         self.stats.remote_tlb_flush_requests.add(1);
         self.stats.remote_tlb_flush.add(1);
         self.domain().request_and_wait(Requests::FLUSH_TLB, from)

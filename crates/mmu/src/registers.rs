@@ -124,6 +124,17 @@ impl Regime {
         self.mode
     }
 
+    /// The top tables: CR3's, or in PAE paging one for each PDPTE that is present.
+    pub(crate) fn tops(&self) -> [Option<Gpa>; 4] {
+        match self.mode {
+            PagingMode::Off => [None; 4],
+            PagingMode::Pae => self
+                .pdptrs
+                .map(|pdpte| (pdpte & 1 == 1).then(|| Gpa::new(pdpte & ADDRESS_MASK))),
+            _ => [Some(self.root), None, None, None],
+        }
+    }
+
     /// The part of a linear address that is translated.
     pub(crate) fn linear(&self, gva: addr::Gva) -> u64 {
         match self.mode {

@@ -24,7 +24,7 @@ const fn bits(low: u32, high: u32) -> u64 {
 }
 
 /// Reserved bits by level (1 to 5) and by what the entry is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Reserved {
     /// Entries that point to a table.
     table: [u64; 5],

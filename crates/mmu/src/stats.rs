@@ -71,16 +71,21 @@ pub struct VmStats {
     pub remote_tlb_flush: SharedCounter,
     /// Times that somebody wanted that; fewer may have been needed.
     pub remote_tlb_flush_requests: SharedCounter,
-    /// Shadow pages taken away.
-    pub mmu_shadow_zapped: SharedCounter,
-    /// Guest writes to shadowed tables that were noticed.
-    pub mmu_pte_write: SharedCounter,
     /// Shadow pages taken away because there were too many.
     pub mmu_recycled: SharedCounter,
+}
+
+/// What the shadow tables count; all zero on the other paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShadowStats {
     /// Shadow pages made.
-    pub mmu_cache_miss: SharedCounter,
-    /// Shadow pages that are out of step with the guest's table now.
-    pub mmu_unsync: AtomicI64,
+    pub mmu_cache_miss: u64,
+    /// Shadow pages taken away.
+    pub mmu_shadow_zapped: u64,
+    /// Guest stores to protected tables, noticed by their fault.
+    pub mmu_pte_write: u64,
+    /// Guest tables that are not in step now.
+    pub mmu_unsync: u64,
 }
 
 const SHARDS: usize = 8;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use addr::{Gpa, Gva, Hva};
 use memory::dirty::{DirtyRing, RingError};
+use memory::quiesce::Participant;
 use x86::paging::PagingMode;
 
 use crate::access::{Access, AccessKind, Fault, Translation};
@@ -14,6 +15,7 @@ use crate::mmu::{Mmu, SharedRing, lock};
 use crate::nested::Spare;
 use crate::registers::{PagingFeatures, PagingRegisters, Regime};
 use crate::rights;
+use crate::shadow::{Flush, Path, Retry, Roots, Shadow, Waiting};
 use crate::stats::VcpuStats;
 use crate::walker::{self, AccessedDirty, GuestPage, Observer, WalkFault};
 
@@ -23,7 +25,8 @@ use crate::walker::{self, AccessedDirty, GuestPage, Observer, WalkFault};
 pub enum TlbEffect {
     /// Nothing: flush what the architecture says.
     Architectural,
-    /// Drop every entry, global ones and those of other PCIDs included.
+    /// Drop every entry, global ones and those of other PCIDs included, and pass a checkpoint
+    /// before the next instruction: somebody may have asked for something meanwhile.
     FlushAll,
 }
 
@@ -50,6 +53,10 @@ pub struct VcpuMmu {
     spare: Spare,
     stats: Arc<VcpuStats>,
     ring: Option<SharedRing>,
+    /// This vCPU among the readers, for waiting for the others while inside.
+    participant: Option<Arc<Participant>>,
+    /// Roots of shadow tables, on that path.
+    roots: Option<Roots>,
 }
 
 impl VcpuMmu {
@@ -69,7 +76,15 @@ impl VcpuMmu {
             spare: Spare::new(),
             stats,
             ring: None,
+            participant: None,
+            roots: mmu.shadow.as_ref().map(Shadow::new_roots),
         }
+    }
+
+    /// Which of the VM's readers this vCPU is. The shadow path protects guest tables only when it
+    /// knows that, because it must wait for the other vCPUs without waiting for itself.
+    pub fn set_participant(&mut self, participant: &Arc<Participant>) {
+        self.participant = Some(Arc::clone(participant));
     }
 
     /// The VM's MMU.
@@ -92,30 +107,41 @@ impl VcpuMmu {
         &self.registers
     }
 
-    /// What CPUID says about paging. The CPU flushes its TLB afterwards.
-    pub fn set_features(&mut self, features: PagingFeatures) {
+    /// What CPUID says about paging. The CPU flushes its TLB afterwards, all of it.
+    pub fn set_features(&mut self, features: PagingFeatures) -> TlbEffect {
         self.features = features;
         self.regime = Regime::new(&self.registers, features);
+        self.flush_shadow()
     }
 
-    /// The address space of memslots: 0, or 1 in system management mode. The CPU flushes its TLB.
-    pub fn set_address_space(&mut self, space: usize) {
+    /// The address space of memslots: 0, or 1 in system management mode. The CPU flushes its TLB,
+    /// all of it.
+    pub fn set_address_space(&mut self, space: usize) -> TlbEffect {
         // Tables at hand belong to the second level that they were taken from.
         self.return_spare();
         self.space = space;
+        self.flush_shadow()
     }
 
     /// The registers, after any of them was written. The CPU flushes its TLB as the architecture
-    /// says, and as the answer says.
+    /// says, and as the answer says. A write that flushes although it changes nothing (CR3 with the
+    /// same value) needs [`VcpuMmu::invalidate_all`].
     pub fn set_registers(&mut self, registers: &PagingRegisters) -> TlbEffect {
-        self.registers = *registers;
+        let before = std::mem::replace(&mut self.registers, *registers);
         self.regime = Regime::new(registers, self.features);
-        TlbEffect::Architectural
+        let pkru = before.pkru;
+        if before == (PagingRegisters { pkru, ..*registers }) {
+            return TlbEffect::Architectural;
+        }
+        self.flush_shadow()
     }
 
     /// `INVLPG`, or `INVPCID` of one address in the present context.
-    pub fn invalidate_page(&mut self, _gva: Gva) -> TlbEffect {
+    pub fn invalidate_page(&mut self, gva: Gva) -> TlbEffect {
         self.stats.invlpg.increment();
+        if let (Some(shadow), Some(roots)) = (&self.mmu.shadow, &self.roots) {
+            shadow.flush_page(roots, &self.regime, self.regime.linear(gva));
+        }
         TlbEffect::Architectural
     }
 
@@ -123,7 +149,30 @@ impl VcpuMmu {
     /// all, a change of CR0 or CR4 that flushes.
     pub fn invalidate_all(&mut self) -> TlbEffect {
         self.stats.tlb_flush.increment();
-        TlbEffect::Architectural
+        self.flush_shadow()
+    }
+
+    /// Brings shadow tables in step, and finds the roots for the present registers.
+    fn flush_shadow(&mut self) -> TlbEffect {
+        let (Some(shadow), Some(roots)) = (&self.mmu.shadow, &mut self.roots) else {
+            return TlbEffect::Architectural;
+        };
+        let waiting = match self.participant {
+            Some(_) => Waiting::Possible,
+            None => Waiting::Impossible,
+        };
+        let mut effect = TlbEffect::Architectural;
+        if let Flush::Protecting(settling) = shadow.flush(waiting) {
+            self.mmu.flush_others(self.participant.as_deref());
+            shadow.settle(settling);
+            effect = TlbEffect::FlushAll;
+        }
+        if waiting == Waiting::Possible && shadow.pages() > self.mmu.config.shadow_pages {
+            self.mmu.recycle_shadow(self.participant.as_deref());
+            effect = TlbEffect::FlushAll;
+        }
+        shadow.find_roots(&self.mmu, roots, self.space, &self.regime);
+        effect
     }
 
     /// A dirty ring of `bytes` bytes of zeroed memory at `entries`, which outlives this vCPU.
@@ -143,6 +192,9 @@ impl VcpuMmu {
     /// tables, marks the dirty log.
     #[inline]
     pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
+        if self.roots.is_some() {
+            return self.translate_shadow(gva, access);
+        }
         let (mut fill, regime) = self.fill(gva, access);
         let page = match walker::walk(&mut fill, regime, gva, access, AccessedDirty::Set, &mut ()) {
             Ok(page) => page,
@@ -156,6 +208,72 @@ impl VcpuMmu {
                 Ok(translation(regime, access, &page, &host))
             }
             Err(fault) => Err(left(&fill, fault)),
+        }
+    }
+
+    fn translate_shadow(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
+        let (Some(shadow), Some(roots)) = (&self.mmu.shadow, &self.roots) else {
+            return Err(Fault::Mmio { gpa: Gpa::new(0) });
+        };
+        let linear = self.regime.linear(gva);
+        if let Some((page, host)) = shadow.lookup(roots, &self.regime, linear) {
+            let hit = rights::check(&self.regime, page.rights, page.pkey, access).is_ok();
+            if hit && (!access.is_write() || (page.dirty && host.writable)) {
+                return Ok(translation(&self.regime, access, &page, &host));
+            }
+        }
+        self.shadow_fault(gva, access)
+    }
+
+    /// Nothing cached that allows the access.
+    #[inline(never)]
+    fn shadow_fault(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
+        let mmu = Arc::clone(&self.mmu);
+        let mut roots = self.roots.take();
+        let result = match (&mmu.shadow, &mut roots) {
+            (Some(shadow), Some(roots)) => self.shadow_walk(shadow, roots, gva, access),
+            _ => unreachable!("the shadow path has both"),
+        };
+        self.roots = roots;
+        result
+    }
+
+    fn shadow_walk(
+        &mut self,
+        shadow: &Shadow,
+        roots: &mut Roots,
+        gva: Gva,
+        access: Access,
+    ) -> Result<Translation, Fault> {
+        let (mut fill, regime) = self.fill(gva, access);
+        fill.stats.pf_taken.increment();
+        loop {
+            let mut path = Path::default();
+            let mut observer = |step| path.record(step, regime.mode);
+            let set = AccessedDirty::Set;
+            let walked = walker::walk(&mut fill, regime, gva, access, set, &mut observer);
+            let page = match walked {
+                Ok(page) => page,
+                Err(fault) => {
+                    // A page fault invalidates what is cached for its address (SDM 3A, 5.10.4.1).
+                    shadow.flush_page(roots, regime, regime.linear(gva));
+                    return Err(guest_fault(&fill, fault));
+                }
+            };
+            let host = if regime.mode == PagingMode::Off {
+                Ok(shadow.unpaged(&mut fill, page.gpa))
+            } else {
+                shadow.install(&mut fill, roots, regime, &path, &page)
+            };
+            match host {
+                Err(Retry) => {}
+                Ok(Err(fault)) => return Err(left(&fill, fault)),
+                Ok(Ok(host)) => {
+                    fill.stats.pf_fixed.increment();
+                    fill.tell_installed(Cause::NotPresent, page.gpa, &host);
+                    return Ok(translation(regime, access, &page, &host));
+                }
+            }
         }
     }
 
@@ -217,6 +335,9 @@ impl VcpuMmu {
 
 impl Drop for VcpuMmu {
     fn drop(&mut self) {
+        if let (Some(shadow), Some(roots)) = (&self.mmu.shadow, &mut self.roots) {
+            shadow.drop_roots(roots);
+        }
         self.return_spare();
     }
 }

@@ -5,7 +5,7 @@ mod machine;
 use std::sync::{Arc, Mutex};
 
 use addr::{Gpa, Gva, PageSize};
-use machine::{Machine, READ, WRITE, long_mode};
+use machine::{Machine, PATHS, READ, WRITE, long_mode};
 use memory::slot::SlotFlags;
 use mmu::event::{Cause, FaultEvent, Subscriber};
 use mmu::{Fault, PagingPath};
@@ -51,7 +51,7 @@ fn a_nested_fault_installs_once() {
 
 #[test]
 fn accessed_and_dirty_as_the_manual_says() {
-    for path in [PagingPath::Nested, PagingPath::Direct] {
+    for path in PATHS {
         let mut machine = Machine::new(path, 8 * MIB);
         one_page(&mut machine);
         let gva = Gva::new(0x40_0000);
@@ -67,7 +67,7 @@ fn accessed_and_dirty_as_the_manual_says() {
 
 #[test]
 fn a_deleted_slot_is_gone_at_once() {
-    for path in [PagingPath::Nested, PagingPath::Direct] {
+    for path in PATHS {
         let mut machine = Machine::without_slots(path, 8 * MIB);
         let none = SlotFlags::empty();
         machine.slot(0, Gpa::new(0), 0, MIB, none).unwrap();
@@ -119,7 +119,7 @@ fn a_dirty_log_splits_and_its_end_rebuilds() {
 
 #[test]
 fn readonly_slots_refuse_writes_only() {
-    for path in [PagingPath::Nested, PagingPath::Direct] {
+    for path in PATHS {
         let mut machine = Machine::without_slots(path, MIB);
         machine
             .slot(0, Gpa::new(0), 0, MIB, SlotFlags::READONLY)

@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(unreachable_pub, reason = "shared by test files")]
 
+pub mod cpu;
+
 use std::sync::Arc;
 
 use addr::{Address, Gpa, Hva};
 use memory::access;
-use memory::quiesce::Domain;
+use memory::quiesce::{Domain, Kick, Participant, Requests};
 use memory::ram::{GuestRam, RamConfig};
 use memory::slot::{Change, Region, SlotError, SlotFlags, Slots, SlotsConfig};
 use mmu::{Access, AccessKind, Mmu, MmuConfig, PagingPath, PagingRegisters, Privilege, VcpuMmu};
@@ -75,6 +77,13 @@ impl Machine {
         })
     }
 
+    /// Makes the vCPU one of the VM's readers (outside guest mode: nobody waits for it).
+    pub fn join(&mut self) -> Arc<Participant> {
+        let participant = self.domain.register(Arc::new(NoKick));
+        self.vcpu.set_participant(&participant);
+        participant
+    }
+
     /// The host address of a byte of RAM.
     pub fn host(&self, offset: u64) -> Hva {
         self.ram.hva().wrapping_add(offset)
@@ -87,6 +96,13 @@ impl Machine {
     pub fn peek(&self, offset: u64) -> u64 {
         access::load_word(self.host(offset)).expect("RAM is there")
     }
+}
+
+/// Nobody has to be woken.
+pub struct NoKick;
+
+impl Kick for NoKick {
+    fn kick(&self, _requests: Requests) {}
 }
 
 /// Registers of a mode, with write protection and NX where the mode has it.

@@ -9,6 +9,15 @@ use mmu::{Access, AccessKind, PagingRegisters, Privilege};
 #[derive(Clone)]
 pub struct Random(pub u64);
 
+/// How often the guest changes its tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Temper {
+    /// At every sixth step.
+    Busy,
+    /// At every hundredth: what is cached is used.
+    Calm,
+}
+
 impl Random {
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -59,6 +68,12 @@ pub enum Op {
     },
     /// The guest touches memory.
     Translate { gva: u64, access: Access },
+    /// The guest touches one place twice.
+    Twice {
+        gva: u64,
+        first: Access,
+        second: Access,
+    },
     /// The guest writes registers.
     Registers(PagingRegisters),
     /// The monitor changes a slot.
@@ -232,8 +247,18 @@ impl Random {
         }
     }
 
-    pub fn op(&mut self, bits32: bool) -> Op {
+    pub fn op(&mut self, bits32: bool, temper: Temper) -> Op {
+        let calm = temper == Temper::Calm && !self.once_in(16);
         match self.below(64) {
+            0..48 if calm => Op::Twice {
+                gva: self.gva(bits32),
+                first: self.access(),
+                second: self.access(),
+            },
+            _ if calm => Op::Translate {
+                gva: self.gva(bits32),
+                access: self.access(),
+            },
             0 => Op::Registers(self.registers()),
             1 if self.once_in(4) => self.region(),
             2 if self.once_in(4) => Op::Harvest(self.below(4) as u32),
