@@ -21,6 +21,8 @@ pub enum ComPort {
     Com1,
     /// 0x2f8, IRQ 3.
     Com2,
+    /// 0x3e8, IRQ 4, shared with the first.
+    Com3,
 }
 
 impl ComPort {
@@ -29,13 +31,14 @@ impl ComPort {
         match self {
             Self::Com1 => 0x3f8,
             Self::Com2 => 0x2f8,
+            Self::Com3 => 0x3e8,
         }
     }
 
     /// GSI.
     pub const fn irq(self) -> u32 {
         match self {
-            Self::Com1 => 4,
+            Self::Com1 | Self::Com3 => 4,
             Self::Com2 => 3,
         }
     }

@@ -6,7 +6,10 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::ending::{EXIT_CODES, Ending};
+use crate::{
+    ending::{EXIT_CODES, Ending},
+    run::RunOptions,
+};
 
 /// Run x86-64 virtual machines, with or without /dev/kvm, and see how every address that a guest
 /// uses becomes a place in the host's memory.
@@ -19,6 +22,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a virtual machine: by default Debian's cloud kernel with a shell on this terminal
+    Run(Box<RunOptions>),
     /// Say what this host offers, what Fourfold will use, and how to change what is missing
     Doctor(DoctorOptions),
     /// Write a completion script for a shell to standard output

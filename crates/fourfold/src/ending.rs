@@ -20,7 +20,8 @@ Exit codes:
   0  done
   1  the operation failed
   2  the command line is wrong
-  3  this host can't do it; `fourfold doctor` says what is missing";
+  3  this host can't do it; `fourfold doctor` says what is missing
+`fourfold run --exec` ends with the command's own code, or with 125 where it could not be run.";
 
 /// How it ended.
 #[derive(Debug)]
@@ -31,6 +32,10 @@ pub(crate) enum Ending {
     Failed(String),
     /// Not possible on this host.
     HostLacks(String),
+    /// A command in the guest ended with this code.
+    Command(u8),
+    /// A command could not be run in the guest.
+    CommandNotRun(String),
 }
 
 impl Ending {
@@ -44,12 +49,19 @@ impl Ending {
         }
     }
 
+    /// Whether the operation was tried, and failed.
+    pub(crate) fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+
     /// Prints what there is to say and gives the process's exit code.
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Self::Done => ExitCode::SUCCESS,
             Self::Failed(message) => fail(&message, 1),
             Self::HostLacks(message) => fail(&message, 3),
+            Self::Command(code) => ExitCode::from(code),
+            Self::CommandNotRun(message) => fail(&message, 125),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod cli;
 mod doctor;
 mod ending;
+mod run;
 
 use clap::Parser;
 
@@ -11,6 +12,7 @@ use ending::Ending;
 
 fn main() -> std::process::ExitCode {
     let ending = match Cli::parse().command {
+        Command::Run(options) => run::run(*options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Man => cli::manual(),

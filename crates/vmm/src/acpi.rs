@@ -149,6 +149,7 @@ fn dsdt() -> Vec<u8> {
     motherboard(&mut aml);
     serial_port(&mut aml, "COM1", 1, ComPort::Com1);
     serial_port(&mut aml, "COM2", 2, ComPort::Com2);
+    serial_port(&mut aml, "COM3", 3, ComPort::Com3);
     clock(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM, TABLE, REVISION);
     dsdt.append_slice(&aml);

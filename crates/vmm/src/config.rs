@@ -30,8 +30,8 @@ pub struct MachineConfig {
     pub initrd: Option<Initrd>,
     /// The kernel's command line.
     pub command_line: String,
-    /// Output of COM1 and COM2.
-    pub serial: [SerialOutput; 2],
+    /// Output of COM1, COM2 and COM3.
+    pub serial: [SerialOutput; 3],
     /// Virtio devices, in the order of their PCI slots.
     pub virtio: Vec<Box<dyn VirtioDevice>>,
 }

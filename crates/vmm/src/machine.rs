@@ -35,7 +35,7 @@ use crate::{
 pub struct Machine {
     vcpus: Vec<Box<dyn Vcpu>>,
     shared: Arc<Shared>,
-    serial: [Arc<Serial>; 2],
+    serial: [Arc<Serial>; 3],
     _vm: Arc<dyn Vm>,
     _ram: Ram,
 }
@@ -169,16 +169,21 @@ fn add_legacy(ports: &mut PortBus, ending: &Arc<Ending>) -> Result<(), BuildErro
 fn add_serial(
     ports: &mut PortBus,
     vm: &dyn Vm,
-    outputs: [SerialOutput; 2],
-) -> Result<[Arc<Serial>; 2], BuildError> {
-    let [first, second] = outputs;
-    let mut add = |port: ComPort, output| -> Result<Arc<Serial>, BuildError> {
-        let line = interrupts::line(vm, port.irq())?;
+    outputs: [SerialOutput; 3],
+) -> Result<[Arc<Serial>; 3], BuildError> {
+    let odd = interrupts::line(vm, ComPort::Com1.irq())?;
+    let even = interrupts::line(vm, ComPort::Com2.irq())?;
+    let mut add = |port: ComPort, line, output| -> Result<Arc<Serial>, BuildError> {
         let serial = Arc::new(Serial::new(line, output));
         ports.add(port.port(), serial::LEN, serial.clone())?;
         Ok(serial)
     };
-    Ok([add(ComPort::Com1, first)?, add(ComPort::Com2, second)?])
+    let [first, second, third] = outputs;
+    Ok([
+        add(ComPort::Com1, odd.clone(), first)?,
+        add(ComPort::Com2, even, second)?,
+        add(ComPort::Com3, odd, third)?,
+    ])
 }
 
 fn add_pci(ports: &mut PortBus, mmio: &mut MmioBus, pci: &Arc<PciRoot>) -> Result<(), BuildError> {

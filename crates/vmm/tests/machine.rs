@@ -91,7 +91,11 @@ fn config(kernel: &TempFile, output: &Output) -> MachineConfig {
         kernel: kernel.0.clone(),
         initrd: None,
         command_line: "console=ttyS0".to_owned(),
-        serial: [Box::new(output.clone()), Box::new(io::sink())],
+        serial: [
+            Box::new(output.clone()),
+            Box::new(io::sink()),
+            Box::new(io::sink()),
+        ],
         virtio: vec![Box::new(Rng::new().unwrap())],
     }
 }

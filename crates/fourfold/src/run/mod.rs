@@ -1,0 +1,225 @@
+//! `fourfold run`: a machine with a kernel, a console, and an end.
+//!
+//! | file          | what it does                                                               |
+//! |---------------|----------------------------------------------------------------------------|
+//! | [`options`]   | command line and TOML file, checked once                                   |
+//! | [`fetch`]     | the default kernel and busybox, from Debian's packages, into the cache     |
+//! | [`initramfs`] | the default initial RAM disk: busybox, modules, an init                    |
+//! | [`console`]   | the terminal as the guest's serial port                                    |
+//! | [`exec`]      | one command in the guest: its output and exit code                         |
+
+mod console;
+mod exec;
+mod fetch;
+mod initramfs;
+mod options;
+
+use std::{fs::File, io, thread, time::Duration};
+
+use accel::{Choice, Kind, choose};
+use anyhow::{Context, Result};
+use devices::virtio::{
+    VirtioDevice,
+    blk::{Block, RawImage},
+    rng::Rng,
+};
+use vmm::{Initrd, Machine, MachineConfig, Outcome, SerialOutput};
+
+pub(crate) use options::RunOptions;
+
+use crate::ending::Ending;
+use console::Console;
+use exec::{Capture, Log, LogDestination};
+use initramfs::KernelOrigin;
+use options::{Plan, SerialTarget};
+
+/// Runs a machine to its end; a reset starts it again.
+pub(crate) fn run(options: RunOptions) -> Result<Ending> {
+    let is_exec = options.is_exec();
+    let ending = plan_and_run(options);
+    match ending {
+        Err(error) if is_exec && Ending::of_error(&error).is_failure() => {
+            Ok(Ending::CommandNotRun(format!("{error:#}")))
+        }
+        other => other,
+    }
+}
+
+fn plan_and_run(options: RunOptions) -> Result<Ending> {
+    let plan = options.plan()?;
+    let choice = choose(plan.accel)?;
+    let boot = Boot::prepare(&plan)?;
+    if plan.exec.is_none() {
+        announce(&plan, &choice, &boot);
+    }
+    loop {
+        let run = match &plan.exec {
+            None => run_interactive(&plan, &choice, &boot)?,
+            Some(_) => run_command(&plan, &choice, &boot)?,
+        };
+        match run {
+            Finished::Again => {}
+            Finished::With(ending) => return Ok(ending),
+        }
+    }
+}
+
+/// What one life of the machine led to.
+enum Finished {
+    /// The guest reset itself.
+    Again,
+    /// The end.
+    With(Ending),
+}
+
+/// What is booted.
+struct Boot {
+    kernel: std::path::PathBuf,
+    initrd: Option<Initrd>,
+    command_line: String,
+    nonce: String,
+}
+
+impl Boot {
+    fn prepare(plan: &Plan) -> Result<Self> {
+        let nonce = exec::nonce().context("/dev/urandom")?;
+        let mut kernel = plan.kernel.clone();
+        let mut initrd = plan.initrd.clone().map(Initrd::File);
+        if kernel.is_none() || (initrd.is_none() && plan.exec.is_some()) {
+            let packages = fetch::default_guest()?;
+            if initrd.is_none() {
+                let origin = match kernel {
+                    None => KernelOrigin::Packages,
+                    Some(_) => KernelOrigin::User,
+                };
+                let archive = initramfs::build(&packages, origin, plan.exec.as_deref(), &nonce)?;
+                initrd = Some(Initrd::Bytes(archive));
+            }
+            kernel.get_or_insert(packages.kernel);
+        }
+        Ok(Self {
+            kernel: kernel.context("no kernel")?,
+            initrd,
+            command_line: plan.command_line(),
+            nonce,
+        })
+    }
+}
+
+fn announce(plan: &Plan, choice: &Choice, boot: &Boot) {
+    eprintln!(
+        "fourfold: {} with {} MiB and {} vCPU{} on `{}` ({})",
+        boot.kernel.display(),
+        plan.memory >> 20,
+        plan.cpus,
+        if plan.cpus == 1 { "" } else { "s" },
+        choice.accelerator.kind(),
+        choice.reason,
+    );
+    if plan.serial == SerialTarget::Stdio {
+        eprintln!("fourfold: Ctrl-A x ends it, Ctrl-A h helps");
+    }
+}
+
+fn machine(
+    plan: &Plan,
+    choice: &Choice,
+    boot: &Boot,
+    serial: [SerialOutput; 3],
+) -> Result<Machine> {
+    let config = MachineConfig {
+        name: plan.name.clone(),
+        memory: plan.memory,
+        cpus: plan.cpus,
+        kernel: boot.kernel.clone(),
+        initrd: boot.initrd.clone(),
+        command_line: boot.command_line.clone(),
+        serial,
+        virtio: virtio_devices(plan)?,
+    };
+    Ok(Machine::build(config, &*choice.accelerator)?)
+}
+
+fn virtio_devices(plan: &Plan) -> Result<Vec<Box<dyn VirtioDevice>>> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (number, disk) in plan.disks.iter().enumerate() {
+        let image = RawImage::open(&disk.path, disk.access)?;
+        devices.push(Box::new(Block::new(image, &format!("disk{number}"))));
+    }
+    devices.push(Box::new(Rng::new().context("/dev/urandom")?));
+    Ok(devices)
+}
+
+fn nowhere() -> SerialOutput {
+    Box::new(io::sink())
+}
+
+fn run_interactive(plan: &Plan, choice: &Choice, boot: &Boot) -> Result<Finished> {
+    let output: SerialOutput = match &plan.serial {
+        SerialTarget::Stdio => Box::new(io::stdout()),
+        SerialTarget::None => nowhere(),
+        SerialTarget::File(path) => {
+            let file = File::create(path);
+            Box::new(file.with_context(|| format!("--serial file:{}", path.display()))?)
+        }
+    };
+    let machine = machine(plan, choice, boot, [output, nowhere(), nowhere()])?;
+    stop_after(plan.timeout, &machine);
+    let outcome = if plan.serial == SerialTarget::Stdio {
+        let _console = Console::attach(machine.com1(), machine.stopper());
+        machine.run()
+    } else {
+        machine.run()
+    };
+    Ok(match outcome {
+        Outcome::PowerOff | Outcome::Stopped => Finished::With(Ending::Done),
+        Outcome::Reset => Finished::Again,
+        Outcome::Crashed(crash) => Finished::With(Ending::Failed(crash_message(&crash, choice))),
+    })
+}
+
+fn run_command(plan: &Plan, choice: &Choice, boot: &Boot) -> Result<Finished> {
+    let capture = Capture::new(&boot.nonce, io::stdout());
+    let log = Log::new(match plan.serial {
+        SerialTarget::Stdio => LogDestination::Shown,
+        SerialTarget::None | SerialTarget::File(_) => LogDestination::Kept,
+    });
+    let serial: [SerialOutput; 3] = [
+        Box::new(log.clone()),
+        Box::new(capture.clone()),
+        Box::new(io::stderr()),
+    ];
+    let machine = machine(plan, choice, boot, serial)?;
+    stop_after(plan.timeout, &machine);
+    let outcome = machine.run();
+    if let Some(code) = capture.code() {
+        return Ok(Finished::With(Ending::Command(code)));
+    }
+    let what = match outcome {
+        Outcome::Crashed(crash) => crash_message(&crash, choice),
+        Outcome::Stopped => "the guest was stopped: the time given by --timeout is over".to_owned(),
+        Outcome::PowerOff | Outcome::Reset => {
+            "the guest ended without having run the command".to_owned()
+        }
+    };
+    let message = format!("{what}; the last lines of its console:\n{}", log.tail());
+    Ok(Finished::With(Ending::CommandNotRun(message)))
+}
+
+fn stop_after(timeout: Option<Duration>, machine: &Machine) {
+    if let Some(timeout) = timeout {
+        let stopper = machine.stopper();
+        thread::spawn(move || {
+            thread::sleep(timeout);
+            stopper.stop();
+        });
+    }
+}
+
+fn crash_message(crash: &vmm::Crash, choice: &Choice) -> String {
+    let advice = match choice.accelerator.kind() {
+        Kind::Kernel => "; `--accel user` runs guests without /dev/kvm",
+        Kind::User => "",
+    };
+    format!("the machine can't go on: {crash}{advice}")
+}

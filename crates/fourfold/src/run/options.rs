@@ -1,0 +1,285 @@
+//! The options of `run`, from the command line and from a TOML file, checked once.
+
+use std::{fs, path::PathBuf, str::FromStr, time::Duration};
+
+use accel::{Preference, user};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use devices::virtio::blk::DiskAccess;
+use kvm::PagingPath;
+use serde::Deserialize;
+
+const DEFAULT_MEMORY: u64 = 512 << 20;
+
+/// Options of `run`. Each may also stand in a file, under the same name; the command line wins.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RunOptions {
+    /// Read options from this TOML file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Kernel: bzImage, or ELF for Linux or PVH [default: Debian's cloud kernel, fetched once]
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk [default without --kernel: busybox]
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Add this to the kernel's command line
+    #[arg(long, value_name = "TEXT")]
+    append: Option<String>,
+    /// Memory, in bytes or with K, M or G [default: 512M]
+    #[arg(long, short, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, short, value_name = "N")]
+    cpus: Option<u8>,
+    /// Accelerator: auto, kvm or user [default: auto]
+    #[arg(long, value_name = "NAME")]
+    accel: Option<String>,
+    /// What `user` translates with: nested, shadow or direct [default: nested]
+    #[arg(long, value_name = "NAME")]
+    paging: Option<String>,
+    /// Attach a raw disk image, as /dev/vda and so on
+    #[arg(long = "disk", value_name = "FILE[,readonly]")]
+    disk: Vec<String>,
+    /// Where the serial console goes: stdio, none or `file:PATH` [default: stdio; with --exec: none]
+    #[arg(long, value_name = "WHERE")]
+    serial: Option<String>,
+    /// A name for messages
+    #[arg(long)]
+    name: Option<String>,
+    /// Run this command in the guest; its output and exit code become fourfold's
+    #[arg(long, value_name = "COMMAND")]
+    exec: Option<String>,
+    /// Stop the machine after this many seconds
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+/// The same, checked.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) kernel: Option<PathBuf>,
+    pub(super) initrd: Option<PathBuf>,
+    append: Option<String>,
+    pub(super) memory: u64,
+    pub(super) cpus: u8,
+    pub(super) accel: Preference,
+    pub(super) disks: Vec<Disk>,
+    pub(super) serial: SerialTarget,
+    pub(super) name: String,
+    pub(super) exec: Option<String>,
+    pub(super) timeout: Option<Duration>,
+}
+
+/// Where COM1 goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SerialTarget {
+    /// The terminal.
+    Stdio,
+    /// Nowhere.
+    None,
+    /// A file.
+    File(PathBuf),
+}
+
+/// A disk image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Disk {
+    pub(super) path: PathBuf,
+    pub(super) access: DiskAccess,
+}
+
+impl RunOptions {
+    /// Whether a command is to be run.
+    pub(super) fn is_exec(&self) -> bool {
+        self.exec.is_some()
+    }
+
+    /// Reads the file, if one is named, and checks everything.
+    pub(super) fn plan(self) -> Result<Plan> {
+        let options = match self.config.clone() {
+            Some(path) => {
+                let from = || format!("--config {}", path.display());
+                let text = fs::read_to_string(&path).with_context(from)?;
+                let file = toml::from_str(&text).with_context(from)?;
+                self.over(file)
+            }
+            None => self,
+        };
+        options.check()
+    }
+
+    /// These options, and those of `file` where these say nothing.
+    fn over(self, file: Self) -> Self {
+        Self {
+            config: self.config,
+            kernel: self.kernel.or(file.kernel),
+            initrd: self.initrd.or(file.initrd),
+            append: self.append.or(file.append),
+            memory: self.memory.or(file.memory),
+            cpus: self.cpus.or(file.cpus),
+            accel: self.accel.or(file.accel),
+            paging: self.paging.or(file.paging),
+            disk: if self.disk.is_empty() {
+                file.disk
+            } else {
+                self.disk
+            },
+            serial: self.serial.or(file.serial),
+            name: self.name.or(file.name),
+            exec: self.exec.or(file.exec),
+            timeout: self.timeout.or(file.timeout),
+        }
+    }
+
+    fn check(self) -> Result<Plan> {
+        if self.exec.is_some() && self.initrd.is_some() {
+            bail!("--exec runs in the default initial RAM disk: leave --initrd out");
+        }
+        let default_serial = if self.exec.is_some() { "none" } else { "stdio" };
+        Ok(Plan {
+            memory: self.memory.as_deref().map_or(Ok(DEFAULT_MEMORY), size)?,
+            cpus: self.cpus.unwrap_or(1),
+            accel: preference(self.accel.as_deref(), self.paging.as_deref())?,
+            disks: self.disk.iter().map(|disk| Disk::parse(disk)).collect(),
+            serial: self.serial.as_deref().unwrap_or(default_serial).parse()?,
+            name: self.name.unwrap_or_else(|| "guest".to_owned()),
+            kernel: self.kernel,
+            initrd: self.initrd,
+            append: self.append,
+            exec: self.exec,
+            timeout: self.timeout.map(Duration::from_secs),
+        })
+    }
+}
+
+impl Plan {
+    /// The kernel's command line: ours, then the user's, which therefore wins.
+    pub(super) fn command_line(&self) -> String {
+        let mut line = "console=ttyS0 panic=-1".to_owned();
+        if self.exec.is_some() {
+            line.push_str(" quiet");
+        }
+        if let Some(append) = &self.append {
+            line.push(' ');
+            line.push_str(append);
+        }
+        line
+    }
+}
+
+impl Disk {
+    fn parse(text: &str) -> Self {
+        let (path, access) = match text.strip_suffix(",readonly") {
+            Some(path) => (path, DiskAccess::ReadOnly),
+            None => (text, DiskAccess::ReadWrite),
+        };
+        Self {
+            path: path.into(),
+            access,
+        }
+    }
+}
+
+impl FromStr for SerialTarget {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match (text, text.strip_prefix("file:")) {
+            ("stdio", _) => Ok(Self::Stdio),
+            ("none", _) => Ok(Self::None),
+            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => bail!("--serial {text}: there are `stdio`, `none` and `file:PATH`"),
+        }
+    }
+}
+
+/// A size in bytes, or with a suffix.
+fn size(text: &str) -> Result<u64> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .with_context(|| format!("--memory {text}: give bytes, or a number with K, M or G"))
+}
+
+fn preference(accel: Option<&str>, paging: Option<&str>) -> Result<Preference> {
+    let user = |paging| Preference::User(user::Config { paging });
+    let paging = match paging {
+        None => None,
+        Some("nested") => Some(PagingPath::Nested),
+        Some("shadow") => Some(PagingPath::Shadow),
+        Some("direct") => Some(PagingPath::Direct),
+        Some(other) => bail!("--paging {other}: there are `nested`, `shadow` and `direct`"),
+    };
+    match (accel.unwrap_or("auto"), paging) {
+        ("auto", None) => Ok(Preference::Auto),
+        ("auto" | "user", Some(paging)) => Ok(user(paging)),
+        ("user", None) => Ok(user(PagingPath::default())),
+        ("kvm", None) => Ok(Preference::Kernel),
+        ("kvm", Some(_)) => bail!("--paging is for `user`: with --accel kvm the kernel decides"),
+        (other, _) => bail!("--accel {other}: there are `auto`, `kvm` and `user`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from_toml(text: &str) -> Result<Plan> {
+        let file: RunOptions = toml::from_str(text)?;
+        RunOptions::default().over(file).check()
+    }
+
+    #[test]
+    fn sizes_have_suffixes_and_limits() {
+        assert_eq!(size("4096").unwrap(), 4096);
+        assert_eq!(size("2G").unwrap(), 2 << 30);
+        for wrong in ["", "G", "1T", "-1", "99999999999999G", "½G"] {
+            let message = size(wrong).unwrap_err().to_string();
+            assert!(message.contains(&format!("--memory {wrong}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_file_gives_what_the_command_line_leaves_open() {
+        let file = r#"
+            memory = "1G"
+            cpus = 4
+            disk = ["a.img", "b.img,readonly"]
+        "#;
+        let file: RunOptions = toml::from_str(file).unwrap();
+        let line = RunOptions {
+            cpus: Some(2),
+            ..RunOptions::default()
+        };
+        let plan = line.over(file).check().unwrap();
+        assert_eq!((plan.memory, plan.cpus), (1 << 30, 2));
+        let access: Vec<_> = plan.disks.iter().map(|disk| disk.access).collect();
+        assert_eq!(access, [DiskAccess::ReadWrite, DiskAccess::ReadOnly]);
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_the_right_ones() {
+        for (text, expected) in [
+            ("cpu = 3", "unknown field"),
+            ("memory = 512", "invalid type"),
+            ("paging = \"flat\"", "`shadow`"),
+            ("accel = \"hvf\"", "`user`"),
+            ("accel = \"kvm\"\npaging = \"nested\"", "the kernel decides"),
+            ("serial = \"tcp\"", "file:PATH"),
+            ("exec = \"id\"\ninitrd = \"x\"", "--initrd"),
+            ("memory = ", "TOML"),
+        ] {
+            let message = format!("{:#}", from_toml(text).unwrap_err());
+            assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+}
