@@ -20,6 +20,7 @@ pub mod eventfd;
 pub mod fds;
 pub mod irqchip;
 pub mod msr;
+pub mod paravirt;
 mod raw;
 pub mod service;
 pub mod signals;

@@ -4,7 +4,7 @@
 //! handler runs after guest code was left. In user space the handler would run in the middle of
 //! guest code, on the vCPU's stack, and nobody would know of it afterwards. So:
 //!
-//! 1. The program's handlers are *adopted*: [`Trampoline`] is installed in their place, with the same
+//! 1. The program's handlers are *adopted*: `trampoline` is installed in their place, with the same
 //!    mask and flags. Outside `KVM_RUN` it calls the program's handler and that is all.
 //! 2. During `KVM_RUN` it defers: it notes the signal with the vCPU (which leaves guest code at the
 //!    next poll, or wakes from `HLT`), queues the same signal again with the same `siginfo`, and

@@ -107,6 +107,20 @@ impl ApicBus {
         self.map.load().as_ref()?.physical(id).cloned()
     }
 
+    /// Delivers a message to the APICs at the physical addresses `first` + n, for every bit n in
+    /// `set`. `None` where addresses are ambiguous.
+    pub fn deliver_to_set(&self, first: u32, set: u64, message: &Message) -> Option<Delivered> {
+        let map = self.map.load();
+        let map = map.as_ref()?;
+        let members = (0..64).filter(|n| set & (1 << n) != 0);
+        let found = members.filter_map(|n| map.physical(first.checked_add(n)?));
+        Some(
+            found
+                .map(|lapic| Delivered::from(lapic.accept(message)))
+                .sum(),
+        )
+    }
+
     /// Delivers a message. `source` is the sender of an IPI, `None` for a device's message.
     pub fn deliver(&self, source: Option<&Lapic>, message: &Message) -> Delivered {
         self.deliver_noting(source, message, None)

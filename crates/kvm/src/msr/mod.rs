@@ -2,7 +2,7 @@
 //! (`kvm_get_msr_common` and `kvm_set_msr_common` in `arch/x86/kvm/x86.c`).
 //!
 //! Those whose effect is the CPU's own ([`cpu::CpuMsrs`]) come here only from the monitor; a guest's
-//! access to them never leaves the CPU. The rest lives in [`Msrs`], in the local APIC, or in the VM.
+//! access to them never leaves the CPU. The rest lives in `Msrs`, in the local APIC, or in the VM.
 
 pub mod filter;
 pub mod index;

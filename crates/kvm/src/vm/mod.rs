@@ -4,7 +4,7 @@
 //! need of it, and lives as long as any of them, as a VM in the kernel outlives its descriptor.
 //!
 //! Lock order: a vCPU's lock, then any lock here; the locks here are leaves. Only the slots' writer
-//! waits for vCPUs ([`memory::quiesce`]), and holds no other lock.
+//! waits for vCPUs ([`::memory::quiesce`]), and holds no other lock.
 
 mod capability;
 mod interrupts;

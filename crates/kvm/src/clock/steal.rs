@@ -1,0 +1,55 @@
+//! How long a vCPU's thread waited for a CPU: the guest's stolen time.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// The run delay of the thread that made it, from `/proc/thread-self/schedstat`.
+#[derive(Debug)]
+pub struct StealMeter {
+    file: Option<File>,
+    last: u64,
+}
+
+impl StealMeter {
+    /// Starts at 0 for the calling thread. Where the host keeps no such account, nothing is stolen.
+    pub fn new() -> StealMeter {
+        let mut meter = StealMeter {
+            file: File::open("/proc/thread-self/schedstat").ok(),
+            last: 0,
+        };
+        meter.last = meter.read().unwrap_or(0);
+        meter
+    }
+
+    fn read(&self) -> Option<u64> {
+        let mut text = [0; 64];
+        let read = self.file.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..read]).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse().ok()
+    }
+
+    /// Nanoseconds since the last call.
+    pub fn take(&mut self) -> u64 {
+        let Some(now) = self.read() else { return 0 };
+        now.saturating_sub(std::mem::replace(&mut self.last, now))
+    }
+}
+
+impl Default for StealMeter {
+    fn default() -> StealMeter {
+        StealMeter::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_only_grows_and_is_taken_once() {
+        let mut meter = StealMeter::new();
+        meter.take();
+        let a_moment = meter.take();
+        assert!(a_moment < 10_000_000_000, "{a_moment}");
+    }
+}
