@@ -14,9 +14,10 @@ use super::handle::EventHandle;
 const DATAMATCH: u32 = 1;
 const PIO: u32 = 1 << 1;
 const DEASSIGN: u32 = 1 << 2;
-/// Also a channel subsystem's notification, which only s390 has, and which x86 does not refuse.
-const VALID: u32 = 0xf;
+/// A channel subsystem's notification, which only s390 has, and which x86 does not refuse.
 const CCW: u32 = 1 << 3;
+/// Also the flag of fast MMIO, which no kernel looks at.
+const VALID: u32 = 0x1f;
 
 /// Which bus an ioeventfd listens on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,7 +238,7 @@ mod tests {
         let b = Bench::new();
         assert_eq!(b.control(0, 3, 0, 0), Err(Errno::EINVAL));
         assert_eq!(b.control(u64::MAX, 1, 0, 0), Err(Errno::EINVAL));
-        assert_eq!(b.control(0, 1, 0, 1 << 4), Err(Errno::EINVAL));
+        assert_eq!(b.control(0, 1, 0, 1 << 5), Err(Errno::EINVAL));
         assert_eq!(b.control(0, 0, 0, DATAMATCH), Err(Errno::EINVAL));
         assert_eq!(b.control(0, 4, 0, DEASSIGN), Err(Errno::ENOENT));
     }
