@@ -6,10 +6,9 @@ use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::{
-    ending::{EXIT_CODES, Ending},
-    run::RunOptions,
-};
+use crate::ending::{EXIT_CODES, Ending};
+use crate::exec::ExecOptions;
+use crate::run::RunOptions;
 
 /// Run x86-64 virtual machines, with or without /dev/kvm, and see how every address that a guest
 /// uses becomes a place in the host's memory.
@@ -26,6 +25,8 @@ pub(crate) enum Command {
     Run(Box<RunOptions>),
     /// Say what this host offers, what Fourfold will use, and how to change what is missing
     Doctor(DoctorOptions),
+    /// Run an unmodified program with our KVM as its /dev/kvm
+    Exec(ExecOptions),
     /// Write a completion script for a shell to standard output
     #[command(hide = true)]
     Completions {

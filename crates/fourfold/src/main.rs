@@ -3,6 +3,7 @@
 mod cli;
 mod doctor;
 mod ending;
+mod exec;
 mod run;
 
 use clap::Parser;
@@ -14,6 +15,7 @@ fn main() -> std::process::ExitCode {
     let ending = match Cli::parse().command {
         Command::Run(options) => run::run(*options),
         Command::Doctor(options) => doctor::run(&options),
+        Command::Exec(options) => exec::run(&options),
         Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Man => cli::manual(),
     };
