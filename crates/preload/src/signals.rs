@@ -37,7 +37,9 @@ pub unsafe extern "C" fn sigaction(
     new: *const libc::sigaction,
     old: *mut libc::sigaction,
 ) -> c_int {
-    let index = usize::try_from(signal).ok().filter(|s| (1..SIGNALS).contains(s));
+    let index = usize::try_from(signal)
+        .ok()
+        .filter(|s| (1..SIGNALS).contains(s));
     let (Some(index), false) = (index, is_inside()) else {
         return real(signal, new, old);
     };
@@ -45,17 +47,17 @@ pub unsafe extern "C" fn sigaction(
     let (new, old) = unsafe { (new.as_ref(), old.as_mut()) };
     let before = HANDLERS[index].load(Ordering::Acquire);
     let mut previous = empty();
-    let answer = match new {
-        Some(new) if memory::access::is_served(signal) => {
-            previous = memory::access::replace_previous(signal, new);
+    let behind_ours = match new {
+        Some(new) => memory::access::replace_previous(signal, new),
+        None => memory::access::previous(signal),
+    };
+    let answer = match (behind_ours, new) {
+        (Some(action), _) => {
+            previous = action;
             0
         }
-        Some(new) => install(signal, index, new, &mut previous),
-        None if memory::access::is_served(signal) => {
-            previous = memory::access::previous(signal);
-            0
-        }
-        None => real(signal, std::ptr::null(), &raw mut previous),
+        (None, Some(new)) => install(signal, index, new, &mut previous),
+        (None, None) => real(signal, std::ptr::null(), &raw mut previous),
     };
     if let (0, Some(old)) = (answer, old) {
         *old = as_the_program_set_it(previous, before);
@@ -89,7 +91,11 @@ fn install(
     if matches!(new.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) {
         return real(signal, new, previous);
     }
-    let siginfo = if new.sa_flags & libc::SA_SIGINFO == 0 { 0 } else { SIGINFO };
+    let siginfo = if new.sa_flags & libc::SA_SIGINFO == 0 {
+        0
+    } else {
+        SIGINFO
+    };
     // Before the trampoline stands there: it must find a handler. A signal that comes in between,
     // through a trampoline that stood there already, may as well reach the new handler.
     HANDLERS[index].store(new.sa_sigaction | siginfo, Ordering::Release);
@@ -130,9 +136,10 @@ unsafe extern "C" fn trampoline(signal: c_int, info: *mut libc::siginfo_t, conte
 }
 
 fn real(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int {
-    next!(c"sigaction" as fn(
-        signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction,
-    ) -> c_int)
+    next!(
+        c"sigaction"
+            as fn(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int
+    )
 }
 
 fn empty() -> libc::sigaction {
