@@ -151,6 +151,16 @@ fn adopt(fd: RawFd, identity: Identity) -> Option<Object> {
     Some(object)
 }
 
+/// Whether `fd` is known to be one of ours; takes no lock but for reading.
+pub fn is_known(fd: RawFd) -> bool {
+    read().descriptors.contains_key(&fd)
+}
+
+/// The descriptors that are known to be ours.
+pub fn known() -> Vec<RawFd> {
+    read().descriptors.keys().copied().collect()
+}
+
 /// The program has made `new` a copy of `old`, if that is one of ours.
 pub fn opened(old: RawFd, new: RawFd) {
     let mut registry = write();

@@ -6,18 +6,34 @@ use std::ffi::{c_int, c_uint, c_void};
 
 use crate::inside::{Inside, is_inside};
 use crate::next::next;
+use crate::process;
 
+/// A descriptor is about to be closed. In a child of `fork` the objects are the parent's: they are
+/// left alone there, and the descriptor is closed like any.
 fn forget(fd: c_int) {
-    if !is_inside() && kvm::fds::is_ours(fd) {
-        let _inside = Inside::enter();
-        kvm::fds::forget(fd);
+    if is_inside() || !process::is_owner() {
+        return;
+    }
+    let _inside = Inside::enter();
+    if kvm::fds::is_known(fd) {
+        kvm::fds::closed(fd);
     }
 }
 
+fn known() -> Vec<c_int> {
+    if is_inside() || !process::is_owner() {
+        return Vec::new();
+    }
+    let _inside = Inside::enter();
+    kvm::fds::known()
+}
+
 fn copied(old: c_int, new: c_int) -> c_int {
-    if new >= 0 && new != old && !is_inside() {
+    if new >= 0 && new != old && !is_inside() && process::is_owner() {
         let _inside = Inside::enter();
-        kvm::fds::duplicate(old, new);
+        if kvm::fds::is_known(old) {
+            kvm::fds::opened(old, new);
+        }
     }
     new
 }
@@ -27,7 +43,7 @@ fn copied(old: c_int, new: c_int) -> c_int {
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn close(fd: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn close(fd: c_int) -> c_int {
     // Before the descriptor's number can be given to another thread's file.
     forget(fd);
     next!(c"close" as fn(fd: c_int) -> c_int)
@@ -38,9 +54,9 @@ pub unsafe extern "C" fn close(fd: c_int) -> c_int {
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
     if flags as c_uint & libc::CLOSE_RANGE_CLOEXEC == 0 {
-        for fd in kvm::fds::all() {
+        for fd in known() {
             if (first..=last).contains(&fd.cast_unsigned()) {
                 forget(fd);
             }
@@ -54,7 +70,7 @@ pub unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) 
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dup(old: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn dup(old: c_int) -> c_int {
     copied(old, next!(c"dup" as fn(old: c_int) -> c_int))
 }
 
@@ -63,7 +79,7 @@ pub unsafe extern "C" fn dup(old: c_int) -> c_int {
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dup2(old: c_int, new: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn dup2(old: c_int, new: c_int) -> c_int {
     if old != new {
         forget(new);
     }
@@ -75,7 +91,7 @@ pub unsafe extern "C" fn dup2(old: c_int, new: c_int) -> c_int {
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
     forget(new);
     copied(
         old,
@@ -90,7 +106,7 @@ macro_rules! fcntls {
         /// # Safety
         /// As the C library's.
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name(fd: c_int, command: c_int, argument: *mut c_void) -> c_int {
+        pub(crate) unsafe extern "C" fn $name(fd: c_int, command: c_int, argument: *mut c_void) -> c_int {
             let answer =
                 next!($c_name as fn(fd: c_int, command: c_int, argument: *mut c_void) -> c_int);
             match command {

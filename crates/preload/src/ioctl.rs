@@ -1,23 +1,71 @@
 //! `ioctl`: the API itself.
 
 use std::ffi::{c_int, c_ulong, c_void};
+use std::time::Instant;
 
-use crate::fail;
+use kvm::Argument;
+use kvm::table::number::KVMIO;
+
 use crate::inside::{Inside, is_inside};
 use crate::next::next;
+use crate::settings::Settings;
+use crate::{fail, stats, trace};
 
 /// The C library's `ioctl`; variadic there, the argument in the third place.
 ///
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    if !is_inside() && kvm::fds::is_ours(fd) {
-        let _inside = Inside::enter();
-        // The C library's ioctl takes an unsigned long, the kernel the low 32 bits of it.
-        if let Some(answer) = kvm::fds::ioctl(fd, request as u32, argument as u64) {
-            return answer.unwrap_or_else(|e| fail(e.get()));
-        }
+pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    // The C library's ioctl takes an unsigned long, the kernel the low 32 bits of it.
+    let number = request as u32;
+    if number >> 8 & 0xff != KVMIO || is_inside() {
+        return hand_on(fd, request, argument);
     }
+    let settings = Settings::get();
+    if !settings.watches() {
+        return answer(fd, request, argument);
+    }
+    let began = Instant::now();
+    let result = answer(fd, request, argument);
+    let took = began.elapsed();
+    let errno = last_errno();
+    let _inside = Inside::enter();
+    if settings.stats {
+        stats::count(number, took);
+    }
+    if settings.trace {
+        trace::call(
+            fd,
+            number,
+            Argument::new(argument as u64),
+            (result, errno),
+            took,
+        );
+    }
+    if result < 0 {
+        return fail(errno);
+    }
+    result
+}
+
+fn answer(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    let ours = {
+        let _inside = Inside::enter();
+        kvm::fds::ioctl(fd, request as u32, Argument::new(argument as u64))
+    };
+    match ours {
+        Some(Ok(value)) => value as c_int,
+        Some(Err(errno)) => fail(errno.0),
+        None => hand_on(fd, request, argument),
+    }
+}
+
+fn hand_on(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     next!(c"ioctl" as fn(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int)
+}
+
+fn last_errno() -> c_int {
+    // SAFETY: the location is this thread's own.
+    unsafe { *libc::__errno_location() }
 }

@@ -30,7 +30,11 @@ mod ioctl;
 mod next;
 mod open;
 mod parameters;
+mod process;
+mod settings;
 mod signals;
+mod stats;
+mod trace;
 
 use std::ffi::c_int;
 

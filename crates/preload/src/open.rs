@@ -4,7 +4,8 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 
 use crate::inside::{Inside, is_inside};
 use crate::next::next;
-use crate::{fail, parameters};
+use crate::settings::{Accel, Settings};
+use crate::{fail, parameters, process};
 
 const DEV_KVM: &CStr = c"/dev/kvm";
 
@@ -19,10 +20,28 @@ unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
     // SAFETY: not null, so a C string by the caller's promise.
     let path = unsafe { CStr::from_ptr(path) };
     let _inside = Inside::enter();
+    let settings = Settings::get();
+    if settings.accel == Accel::Kernel {
+        return None;
+    }
     if path != DEV_KVM {
         return parameters::open(path, flags);
     }
-    Some(kvm::fds::open(flags & libc::O_CLOEXEC).unwrap_or_else(|e| fail(e.get())))
+    Some(open_system(settings, flags))
+}
+
+fn open_system(settings: Settings, flags: c_int) -> c_int {
+    process::note_owner();
+    match kvm::fds::open_system(&kvm::System::new(settings.paging)) {
+        Ok(fd) => {
+            if flags & libc::O_CLOEXEC == 0 {
+                // SAFETY: a new descriptor of ours, made close-on-exec.
+                unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+            }
+            fd
+        }
+        Err(errno) => fail(errno.0),
+    }
 }
 
 macro_rules! opens {
@@ -32,7 +51,7 @@ macro_rules! opens {
         /// # Safety
         /// As the C library's.
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name(
+        pub(crate) unsafe extern "C" fn $name(
             $($dir: c_int,)? path: *const c_char, flags: c_int, mode: c_uint,
         ) -> c_int {
             // SAFETY: the program's path, by the C library's own contract.
@@ -60,7 +79,7 @@ macro_rules! fortified_opens {
         /// # Safety
         /// As the C library's.
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name(
+        pub(crate) unsafe extern "C" fn $name(
             $($dir: c_int,)? path: *const c_char, flags: c_int,
         ) -> c_int {
             // SAFETY: the program's path, by the C library's own contract.

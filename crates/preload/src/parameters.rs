@@ -2,8 +2,8 @@
 
 use std::ffi::{CStr, c_int};
 
-/// Module, parameter, and what a read gives (kvm.ko's and kvm_amd.ko's names; the values say what
-/// our KVM does).
+/// Module, parameter, and what a read gives (kvm.ko's names; the values say what our KVM
+/// does).
 const PARAMETERS: &[(&str, &str, &str)] = &[
     ("kvm", "tdp_mmu", "Y\n"),
     ("kvm", "eager_page_split", "Y\n"),

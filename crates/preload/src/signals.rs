@@ -17,15 +17,20 @@ use crate::next::next;
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sigaction(
+pub(crate) unsafe extern "C" fn sigaction(
     signal: c_int,
     new: *const libc::sigaction,
     old: *mut libc::sigaction,
 ) -> c_int {
     if is_inside() {
-        return next!(c"sigaction" as fn(
-            signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction,
-        ) -> c_int);
+        return next!(
+            c"sigaction"
+                as fn(
+                    signal: c_int,
+                    new: *const libc::sigaction,
+                    old: *mut libc::sigaction,
+                ) -> c_int
+        );
     }
     let _inside = Inside::enter();
     // SAFETY: null or the program's own, by the C library's contract.
@@ -49,7 +54,10 @@ pub unsafe extern "C" fn sigaction(
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn signal(signal: c_int, handler: libc::sighandler_t) -> libc::sighandler_t {
+pub(crate) unsafe extern "C" fn signal(
+    signal: c_int,
+    handler: libc::sighandler_t,
+) -> libc::sighandler_t {
     // SAFETY: C structures of integers and pointers, of which zero is a value.
     let (mut new, mut old): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
     new.sa_sigaction = handler;

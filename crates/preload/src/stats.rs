@@ -1,0 +1,58 @@
+//! `--stats`: how often each call was made and how long it took, when the program ends.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use crate::inside::Inside;
+use crate::trace::name;
+
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    calls: u64,
+    time: Duration,
+}
+
+static SUMS: Mutex<BTreeMap<u32, Sum>> = Mutex::new(BTreeMap::new());
+static AT_EXIT: Once = Once::new();
+
+/// Counts one call.
+pub(crate) fn count(request: u32, took: Duration) {
+    AT_EXIT.call_once(|| {
+        // SAFETY: a function without arguments that does not unwind.
+        unsafe { libc::atexit(print) };
+    });
+    let mut sums = SUMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let sum = sums.entry(request).or_default();
+    sum.calls += 1;
+    sum.time += took;
+}
+
+extern "C" fn print() {
+    let _inside = Inside::enter();
+    let sums = SUMS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rows: Vec<_> = sums.iter().collect();
+    rows.sort_by_key(|(_, sum)| std::cmp::Reverse(sum.time));
+    let mut text = format!(
+        "{:<36} {:>12} {:>14} {:>12}\n",
+        "call", "times", "total ms", "mean us"
+    );
+    for (request, sum) in rows {
+        let total = sum.time.as_secs_f64();
+        let mean = sum.time.as_nanos() / u128::from(sum.calls.max(1));
+        // Writing to a String can't fail.
+        let _ = writeln!(
+            text,
+            "{:<36} {:>12} {:>14.3} {:>9}.{:03}",
+            name(*request),
+            sum.calls,
+            total * 1e3,
+            mean / 1000,
+            mean % 1000
+        );
+    }
+    // Nobody to tell where it fails.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
