@@ -202,6 +202,7 @@ kernels! {
         jnz 2b
         ret";
     fill "sequential" 0.5 Data::Plain, "
+        xor eax, eax
     2:  xor ecx, ecx
     3:  mov [rdi + rcx*8], rsi
         inc rcx
