@@ -159,7 +159,7 @@ fn block_batch(
     pair.subject.run(&batch, &mut found)?;
     for (index, (e, f)) in expected.iter().zip(&found).enumerate() {
         tally.count("block", e);
-        if !compare(e, f, Tolerance::default()).is_empty() {
+        if !compare(batch.program(index), e, f, Tolerance::default()).is_empty() {
             block_diverged(&batch, index, seed, effort, pair, tally)?;
         }
     }
@@ -252,7 +252,7 @@ impl Drawn {
             let (form, tolerance, _) = self.origins[self.batch.cases[index].program as usize];
             note(seen, form.code, e);
             tally.count(&format!("{:?}", form.code), e);
-            if !compare(e, f, tolerance).is_empty() {
+            if !compare(self.batch.program(index), e, f, tolerance).is_empty() {
                 self.diverged(index, pair, effort, tally)?;
             }
         }

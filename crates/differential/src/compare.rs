@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::case::{Ending, Extended, Outcome, State, selector};
+use crate::case::{Ending, Extended, Outcome, Program, State, selector};
+use crate::dead_flags;
 use crate::generate::Tolerance;
 
 /// The names of the general registers in the encoding's order.
@@ -27,13 +28,20 @@ pub struct Difference {
 }
 
 /// What differs between two outcomes.
-pub fn compare(expected: &Outcome, found: &Outcome, tolerance: Tolerance) -> Vec<Difference> {
+pub fn compare(
+    program: &Program,
+    expected: &Outcome,
+    found: &Outcome,
+    tolerance: Tolerance,
+) -> Vec<Difference> {
     let mut list = List(Vec::new());
-    list.ending(expected.ending, found.ending);
+    list.ending(expected.ending, found.ending, tolerance);
     if !expected.ending.is_exception() || !found.ending.is_exception() {
         return list.0;
     }
     list.registers(&expected.state, &found.state, tolerance);
+    let unseen = dead_flags::unseen(program, expected);
+    list.flags(expected.state.rflags, found.state.rflags, unseen);
     list.extended(&expected.state.extended, &found.state.extended);
     list.memory(&expected.memory, &found.memory);
     list.0
@@ -56,7 +64,7 @@ impl List {
         });
     }
 
-    fn ending(&mut self, expected: Ending, found: Ending) {
+    fn ending(&mut self, expected: Ending, found: Ending, tolerance: Tolerance) {
         self.hex("vector", expected.vector.into(), found.vector.into());
         let present = u32::from(expected.vector == 14 && expected.cr2 >= KERNEL_HALF);
         self.hex(
@@ -64,7 +72,9 @@ impl List {
             (expected.error_code | present).into(),
             (found.error_code | present).into(),
         );
-        self.hex("cr2", expected.cr2, found.cr2);
+        if !tolerance.fault_address {
+            self.hex("cr2", expected.cr2, found.cr2);
+        }
     }
 
     fn registers(&mut self, expected: &State, found: &State, tolerance: Tolerance) {
@@ -74,9 +84,6 @@ impl List {
             }
         }
         self.hex("rip", expected.rip, found.rip);
-        if expected.rflags != found.rflags {
-            self.push("rflags", flags(expected.rflags), flags(found.rflags));
-        }
         self.hex("fs base", expected.fs_base, found.fs_base);
         self.hex("gs base", expected.gs_base, found.gs_base);
         let names = [
@@ -88,8 +95,14 @@ impl List {
             ("gs", selector::GS),
         ];
         for (name, index) in names {
-            let of = |state: &State| u64::from(state.selectors[index]);
+            let of = |state: &State| visible(state.selectors[index]);
             self.hex(name, of(expected), of(found));
+        }
+    }
+
+    fn flags(&mut self, expected: u64, found: u64, unseen: u64) {
+        if (expected ^ found) & !unseen != 0 {
+            self.push("rflags", flags(expected), flags(found));
         }
     }
 
@@ -131,6 +144,16 @@ impl List {
         if expected != found {
             self.push(place, hex(expected), hex(found));
         }
+    }
+}
+
+/// The kernel's `IRET` to user mode clears what a null selector has in its low bits (SDM 2A, "IRET"),
+/// so the oracle can't show them.
+fn visible(selector: u16) -> u64 {
+    if selector & !3 == 0 {
+        0
+    } else {
+        selector.into()
     }
 }
 

@@ -8,7 +8,9 @@
 //! | [`case`]     | what goes in and what comes out                                          |
 //! | [`generate`] | draws forms, operands, states, programs                                  |
 //! | [`native`]   | runs cases on the physical CPU, in a child process                       |
+//! | [`guest`]    | runs cases on the translating CPU, in a long-mode guest                  |
 //! | [`compare`]  | two outcomes side by side                                                |
+//! | [`dead_flags`] | the one thing that is not compared                                       |
 //! | [`minimise`] | makes a failing case small                                               |
 //! | [`campaign`] | a run through the catalogue                                              |
 //! | [`report`]   | how a divergence is printed                                              |
@@ -16,6 +18,7 @@
 pub mod campaign;
 pub mod case;
 pub mod compare;
+pub mod dead_flags;
 pub mod generate;
 pub mod guest;
 pub mod layout;

@@ -47,7 +47,7 @@ impl Pair<'_> {
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         self.native.run(&batch, &mut expected)?;
         self.subject.run(&batch, &mut found)?;
-        let differences = compare(&expected[0], &found[0], failure.tolerance);
+        let differences = compare(&failure.program, &expected[0], &found[0], failure.tolerance);
         Ok((differences, expected[0]))
     }
 

@@ -18,7 +18,7 @@ use iced_x86::{
     InstructionBlock, Mnemonic, OpCodeOperandKind as K,
 };
 
-use super::catalogue::{Catalogue, Form, Tolerance};
+use super::catalogue::{Catalogue, Form};
 use super::state;
 use super::steps::Builder;
 use crate::case::{Case, Mode, Patch, Program, State};
@@ -50,7 +50,7 @@ fn fits(form: &Form) -> bool {
     let leaves = info.is_privileged()
         || info.may_require_cpl0()
         || info.is_input_output()
-        || form.tolerance != Tolerance::default()
+        || !form.tolerance.is_exact()
         || instruction.flow_control() != FlowControl::Next;
     let operands_upset = info.op_kinds().iter().any(|kind| {
         matches!(

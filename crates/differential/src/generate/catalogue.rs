@@ -14,6 +14,16 @@ pub struct Tolerance {
     pub gprs: u16,
     /// Registers named by the first operand.
     pub first_operand: bool,
+    /// Which byte of a large or scattered operand a page fault names: the manuals don't say in which
+    /// order they are touched.
+    pub fault_address: bool,
+}
+
+impl Tolerance {
+    /// Whether all registers are compared.
+    pub fn is_exact(self) -> bool {
+        self.gprs == 0 && !self.first_operand
+    }
 }
 
 /// A form of instruction.
@@ -111,6 +121,8 @@ fn by_mnemonic(code: Code, mode: Mode) -> Option<Exclusion> {
         Mnemonic::Sysret | Mnemonic::Sysretq | Mnemonic::Sysexit | Mnemonic::Sysexitq => {
             Some(Exclusion::VendorsDiffer)
         }
+        Mnemonic::Int1 => Some(Exclusion::HostHypervisor),
+        _ if is_far_64(code) => Some(Exclusion::VendorsDiffer),
         _ if mode == Mode::Long && is_16_bit_branch(code) => Some(Exclusion::VendorsDiffer),
         _ => None,
     }
@@ -137,25 +149,41 @@ fn is_16_bit_branch(code: Code) -> bool {
     (near && narrow_target) || matches!(code, Code::Retnw | Code::Retnw_imm16)
 }
 
+/// AMD's processors have no far pointers with 64-bit offsets; they ignore the REX.W (APM 3, "LSS").
+fn is_far_64(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Call_m1664
+            | Code::Jmp_m1664
+            | Code::Lfs_r64_m1664
+            | Code::Lgs_r64_m1664
+            | Code::Lss_r64_m1664
+    )
+}
+
 fn tolerance(code: Code) -> Tolerance {
     const RAX: u16 = 1;
     const RCX: u16 = 2;
     const RDX: u16 = 4;
+    let mut tolerance = Tolerance {
+        fault_address: touches_at_will(code),
+        ..Tolerance::default()
+    };
     match code.mnemonic() {
-        Mnemonic::Rdtsc | Mnemonic::Xgetbv => Tolerance {
-            gprs: RAX | RDX,
-            first_operand: false,
-        },
-        Mnemonic::Rdtscp => Tolerance {
-            gprs: RAX | RDX | RCX,
-            first_operand: false,
-        },
-        Mnemonic::Rdrand | Mnemonic::Rdseed => Tolerance {
-            gprs: 0,
-            first_operand: true,
-        },
-        _ => Tolerance::default(),
+        Mnemonic::Rdtsc | Mnemonic::Xgetbv => tolerance.gprs = RAX | RDX,
+        Mnemonic::Rdtscp => tolerance.gprs = RAX | RDX | RCX,
+        Mnemonic::Rdrand | Mnemonic::Rdseed => tolerance.first_operand = true,
+        _ => {}
     }
+    tolerance
+}
+
+fn touches_at_will(code: Code) -> bool {
+    code.op_code().is_save_restore()
+        || matches!(
+            code.mnemonic(),
+            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq | Mnemonic::Retf
+        )
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub enum Exclusion {
     KernelEmulates,
     /// Its result is the monitor's: `CPUID`.
     MonitorAnswers,
+    /// The hypervisor below this host gets it wrong.
+    HostHypervisor,
     /// Vendors differ, and manuals leave it to them.
     VendorsDiffer,
     /// iced's encoder can't write it.
@@ -42,6 +44,7 @@ impl Exclusion {
             Self::OperatingSystem => "enters the operating system",
             Self::KernelEmulates => "the host's kernel emulates it (UMIP)",
             Self::MonitorAnswers => "its answer is the monitor's",
+            Self::HostHypervisor => "the hypervisor below this host reports another RIP",
             Self::VendorsDiffer => "vendors differ, the manuals leave it open",
             Self::NoEncoder => "no encoding found",
         }

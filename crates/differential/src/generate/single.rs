@@ -7,13 +7,18 @@ use super::catalogue::Form;
 use super::operands::{self, Choice, Encoded};
 use super::{addresses, selector, state};
 use crate::case::{Case, Mode, Patch, Program, State};
-use crate::layout::{CODE_BYTES, PAGE, data_offset};
+use crate::layout::{CODE_BYTES, PAGE};
 
 /// Draws a program that holds one instruction of this form.
 pub fn program(form: Form, rng: &mut Rng) -> Option<(Program, Encoded)> {
     let offset = place(rng);
     let ip = crate::layout::CODE.raw() + offset as u64;
-    let encoded = operands::build(form, ip, Choice::ALL, rng)?;
+    let mut choice = Choice::ALL;
+    if is_xsave(form.code.mnemonic()) {
+        // EDX and EAX select components: they can't be addresses too.
+        choice.gprs &= !0b101;
+    }
+    let encoded = operands::build(form, ip, choice, rng)?;
     let program = Program::new(form.mode, offset, &encoded.bytes)?;
     Some((program, encoded))
 }
@@ -166,9 +171,4 @@ fn set_register(state: &mut State, register: Register, value: u64) {
     if (Register::RAX..=Register::R15).contains(&full) {
         state.gpr[full as usize - Register::RAX as usize] = value;
     }
-}
-
-/// Whether an address lies in the data.
-pub fn in_data(address: u64) -> bool {
-    data_offset(addr::Gva::new(address)).is_some()
 }
