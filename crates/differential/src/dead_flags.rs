@@ -6,7 +6,7 @@
 //! instruction runs again. It is the one thing in which the translator is knowingly not exact, and
 //! this module says where, so that everything else is compared.
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, RflagsBits};
 
 use crate::case::{Ending, Outcome, Program};
 use crate::generate::state::ARITHMETIC_FLAGS;
@@ -38,7 +38,12 @@ fn is_memory_fault(ending: Ending) -> bool {
 
 /// Whether every flag is replaced before it is read, in straight code.
 fn all_replaced(instructions: impl IntoIterator<Item = Instruction>) -> bool {
-    let mut wanted = ARITHMETIC_FLAGS as u32;
+    let mut wanted = RflagsBits::CF
+        | RflagsBits::PF
+        | RflagsBits::AF
+        | RflagsBits::ZF
+        | RflagsBits::SF
+        | RflagsBits::OF;
     for instruction in instructions {
         if instruction.rflags_read() & wanted != 0 {
             return false;
@@ -72,5 +77,24 @@ fn replaced(instruction: &Instruction) -> u32 {
         0
     } else {
         instruction.rflags_modified()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_replaced_in(code: &[u8]) -> bool {
+        all_replaced(Decoder::new(64, code, DecoderOptions::NONE))
+    }
+
+    #[test]
+    fn what_the_next_instructions_do_decides() {
+        assert!(all_replaced_in(&[0x48, 0x01, 0x07])); // add %rax,(%rdi)
+        assert!(!all_replaced_in(&[0x48, 0x11, 0x07])); // adc %rax,(%rdi)
+        assert!(!all_replaced_in(&[0x48, 0xff, 0x07])); // incq (%rdi): CF stays
+        assert!(!all_replaced_in(&[0x48, 0x8b, 0x07])); // mov (%rdi),%rax
+        assert!(all_replaced_in(&[0x48, 0x8b, 0x07, 0x48, 0x39, 0xd8])); // mov, then cmp
+        assert!(!all_replaced_in(&[0x8b, 0x07, 0x74, 0x00, 0x39, 0xd8])); // mov, jz, cmp
     }
 }
