@@ -98,6 +98,9 @@ impl Vcpu {
                 return Err(bad_address(if access.segment == 2 { 2 } else { 0 }));
             }
         }
+        if gva.raw() & u64::from(access.align - 1) != 0 {
+            return Err(bad_address(0));
+        }
         if access.bounce {
             self.bounce_access(access, platform)?;
             return Ok(self.resume(access));

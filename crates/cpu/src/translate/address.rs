@@ -233,6 +233,7 @@ impl Block<'_> {
                 usage,
                 slot: 0,
                 segment,
+                align: 1,
                 bounce: false,
             }),
         );
@@ -263,6 +264,7 @@ impl Block<'_> {
             usage,
             slot,
             segment,
+            align: self.align,
             bounce,
         });
         Mem::indexed(address, T1, 0, 0)

@@ -119,6 +119,8 @@ struct Block<'a> {
     slots: u8,
     /// A bounced operand of the present instruction is written.
     must_commit: bool,
+    /// The alignment without which the memory operand of the present instruction faults.
+    align: u8,
 }
 
 /// What follows an instruction's translation.
@@ -184,8 +186,11 @@ impl Translator {
             flags_live: true,
             slots: 0,
             must_commit: false,
+            align: 1,
         };
-        if let Some(check) = source.second {
+        // A block of a special kind is looked up each time, which checks its pages.
+        let special = source.mode.has(Mode::STEP | Mode::BOUNCE);
+        if let Some(check) = source.second.filter(|_| !special) {
             block.check_page(check);
         }
         let mut flow = Flow::Next;
@@ -224,6 +229,7 @@ impl Block<'_> {
         self.flags_live = flags_live;
         self.slots = 0;
         self.must_commit = false;
+        self.align = generic::alignment(instruction);
         let host = self.here();
         self.tables.marks.push(Mark {
             host,
