@@ -21,6 +21,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use crate::emit::asm::{Fixup, Width};
 use crate::emit::{Asm, Raw, Reg};
 
+pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Use};
@@ -98,6 +99,7 @@ pub(crate) struct Translator {
     decoded: Vec<Instruction>,
     live: Vec<bool>,
     cold: Vec<Cold>,
+    pub(crate) flags_at_faults: FlagsAtFaults,
 }
 
 /// One block being translated.
@@ -171,7 +173,7 @@ impl Translator {
         base: u64,
         start: u32,
     ) -> &[u8] {
-        flags::liveness(&self.decoded, &mut self.live);
+        flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
