@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::address::segment_number;
+use super::address::segment_of;
 use super::form::{Field, Form, MemoryUse, Place};
 use super::registers::{GUEST_RCX, Home, home, is_high_byte, number, slot};
 use super::{Block, SCRATCH, T0, T1, Use};
@@ -134,7 +134,7 @@ impl Block<'_> {
         };
         let size = (instruction.memory_size().size() as u32).max(1);
         let address = self.linear(instruction, size, usage);
-        let segment = segment_number(instruction.memory_segment());
+        let segment = segment_of(instruction, self.mode);
         self.access(address, size, usage, segment)
     }
 
