@@ -26,7 +26,7 @@ use std::time::Instant;
 use addr::{Address, Frame, Gfn, Gpa, Gva, Hva, PageSize};
 use memory::access as host;
 use memory::dirty::{DirtyGfn, Pushed};
-use memory::slot::Slot;
+use memory::slot::{self, Slot};
 
 use crate::access::{Access, AccessKind, Fault, HostFault};
 use crate::event::{Cause, FaultEvent, Installed};
@@ -50,8 +50,12 @@ pub(crate) struct HostPage {
 pub(crate) struct Fill<'a> {
     pub(crate) mmu: &'a Mmu,
     pub(crate) space: usize,
+    /// The second level of this address space, on the nested path.
+    pub(crate) second: Option<&'a SecondLevel>,
     pub(crate) spare: &'a mut Spare,
     pub(crate) stats: &'a VcpuStats,
+    /// This vCPU's view of the memslots.
+    pub(crate) slots: &'a mut slot::Reader,
     pub(crate) ring: Option<&'a SharedRing>,
     pub(crate) vcpu: u32,
     pub(crate) gva: Gva,
@@ -64,8 +68,7 @@ impl Fill<'_> {
     /// The host page at `gpa` for this kind of access; fills the second level.
     #[inline]
     pub(crate) fn host_page(&mut self, gpa: Gpa, kind: AccessKind) -> Result<HostPage, Fault> {
-        let mmu = self.mmu;
-        match mmu.second.get(self.space) {
+        match self.second {
             Some(second) => self.nested_page(second, gpa, kind),
             None => self.slot_page(gpa, kind),
         }
@@ -100,15 +103,14 @@ impl Fill<'_> {
     ) -> Result<HostPage, Fault> {
         self.stats.pf_taken.increment();
         let gfn = gpa.frame();
-        let table = self.mmu.slots.snapshot(self.space);
-        let slot = self.find(table.find(gfn), gpa, kind)?;
+        let slot = found(self.slots.find(gfn), self.stats, gpa, kind)?;
         let what = plan(slot, gfn, kind);
         let Some((mapped, outcome)) = second.install(gfn, what, self.spare) else {
             // Beyond the second level's reach.
-            return Ok(self.from_slot(slot, gpa, kind));
+            return Ok(page_of(slot, self.ring, gpa, kind));
         };
         if kind == AccessKind::Write && slot.logs_dirty() {
-            self.mark_dirty(slot, gfn);
+            mark_dirty(slot, self.ring, gfn);
         }
         let page = HostPage {
             hva: in_page(mapped.frame.start(), gpa),
@@ -134,63 +136,10 @@ impl Fill<'_> {
     }
 
     /// The direct path: the slot says it all.
+    #[inline]
     pub(crate) fn slot_page(&mut self, gpa: Gpa, kind: AccessKind) -> Result<HostPage, Fault> {
-        let table = self.mmu.slots.snapshot(self.space);
-        let slot = self.find(table.find(gpa.frame()), gpa, kind)?;
-        Ok(self.from_slot(slot, gpa, kind))
-    }
-
-    #[expect(clippy::wrong_self_convention, reason = "a page made from a slot")]
-    fn from_slot(&mut self, slot: &Slot, gpa: Gpa, kind: AccessKind) -> HostPage {
-        let gfn = gpa.frame();
-        let marked = slot.logs_dirty() && self.is_marked(slot, gfn, kind);
-        HostPage {
-            // `find` has seen that the frame lies inside.
-            hva: slot.hva_at(gpa).unwrap_or(slot.hva),
-            size: size_of(largest_level(slot, gfn)),
-            writable: slot.is_writable() && (!slot.logs_dirty() || marked),
-        }
-    }
-
-    /// Whether the log knows of the page; a write makes it known.
-    fn is_marked(&mut self, slot: &Slot, gfn: Gfn, kind: AccessKind) -> bool {
-        if kind == AccessKind::Write {
-            self.mark_dirty(slot, gfn);
-            return true;
-        }
-        let page = gfn.number().wrapping_sub(slot.base_gfn.number());
-        slot.dirty.as_ref().is_some_and(|d| d.is_marked(page))
-    }
-
-    fn find<'s>(
-        &self,
-        slot: Option<&'s Slot>,
-        gpa: Gpa,
-        kind: AccessKind,
-    ) -> Result<&'s Slot, Fault> {
-        let Some(slot) = slot else {
-            self.stats.pf_mmio_spte_created.increment();
-            return Err(Fault::Mmio { gpa });
-        };
-        if kind == AccessKind::Write && !slot.is_writable() {
-            let hva = slot.hva_at(gpa).unwrap_or(slot.hva);
-            return Err(Fault::ReadOnly { gpa, hva });
-        }
-        Ok(slot)
-    }
-
-    fn mark_dirty(&self, slot: &Slot, gfn: Gfn) {
-        if slot.dirty.is_some() {
-            slot.mark_dirty(gfn);
-        } else if let (Some(ring), Some(offset)) = (self.ring, slot.page_of(gfn)) {
-            let entry = DirtyGfn {
-                slot: slot.id.raw(),
-                offset,
-            };
-            // A full ring and a ring that the host took away both show in `dirty_ring_full`, which
-            // the vCPU asks before it goes on.
-            let _: Result<Pushed, _> = lock(ring).push(entry);
-        }
+        let slot = found(self.slots.find(gpa.frame()), self.stats, gpa, kind)?;
+        Ok(page_of(slot, self.ring, gpa, kind))
     }
 
     pub(crate) fn tell_installed(&self, cause: Cause, gpa: Gpa, page: &HostPage) {
@@ -226,6 +175,14 @@ impl Fill<'_> {
         }
     }
 
+    /// A guest page table that the second level does not map yet (or that is found otherwise).
+    fn read_fault(&mut self, gpa: Gpa) -> Result<Hva, PteFault> {
+        match self.table_page(gpa, AccessKind::Read) {
+            Ok(page) => Ok(page.hva),
+            Err(_) => Err(PteFault::NotMemory),
+        }
+    }
+
     /// A guest page table at `gpa`.
     fn table_page(&mut self, gpa: Gpa, kind: AccessKind) -> Result<HostPage, TableFault> {
         self.host_page(gpa, kind).map_err(|fault| match fault {
@@ -243,12 +200,14 @@ enum TableFault {
 impl GuestPhysical for Fill<'_> {
     #[inline]
     fn read_pte(&mut self, gpa: Gpa, width: PteWidth) -> Result<u64, PteFault> {
-        let page = self
-            .table_page(gpa, AccessKind::Read)
-            .map_err(|_| PteFault::NotMemory)?;
+        let known = self.second.and_then(|s| s.frame_of(gpa.frame()));
+        let hva = match known {
+            Some(frame) => in_page(frame.start(), gpa),
+            None => self.read_fault(gpa)?,
+        };
         match width {
-            PteWidth::Four => host::load_word::<u32>(page.hva).map(u64::from),
-            PteWidth::Eight => host::load_word::<u64>(page.hva),
+            PteWidth::Four => host::load_word::<u32>(hva).map(u64::from),
+            PteWidth::Eight => host::load_word::<u64>(hva),
         }
         .map_err(|fault| {
             PteFault::Host(HostFault {
@@ -287,6 +246,60 @@ impl GuestPhysical for Fill<'_> {
         } else {
             PteUpdate::Changed
         })
+    }
+}
+
+/// The slot at `gpa`, if it allows the access.
+#[inline]
+fn found<'s>(
+    slot: Option<&'s Slot>,
+    stats: &VcpuStats,
+    gpa: Gpa,
+    kind: AccessKind,
+) -> Result<&'s Slot, Fault> {
+    let Some(slot) = slot else {
+        stats.pf_mmio_spte_created.increment();
+        return Err(Fault::Mmio { gpa });
+    };
+    if kind == AccessKind::Write && !slot.is_writable() {
+        let hva = slot.hva_at(gpa).unwrap_or(slot.hva);
+        return Err(Fault::ReadOnly { gpa, hva });
+    }
+    Ok(slot)
+}
+
+/// What a slot says of the page at `gpa`, which lies inside; a write is logged.
+#[inline]
+fn page_of(slot: &Slot, ring: Option<&SharedRing>, gpa: Gpa, kind: AccessKind) -> HostPage {
+    let gfn = gpa.frame();
+    HostPage {
+        hva: slot.hva_at(gpa).unwrap_or(slot.hva),
+        size: size_of(largest_level(slot, gfn)),
+        writable: slot.is_writable() && (!slot.logs_dirty() || is_marked(slot, ring, gfn, kind)),
+    }
+}
+
+/// Whether the log knows of the page; a write makes it known.
+fn is_marked(slot: &Slot, ring: Option<&SharedRing>, gfn: Gfn, kind: AccessKind) -> bool {
+    if kind == AccessKind::Write {
+        mark_dirty(slot, ring, gfn);
+        return true;
+    }
+    let page = gfn.number().wrapping_sub(slot.base_gfn.number());
+    slot.dirty.as_ref().is_some_and(|d| d.is_marked(page))
+}
+
+fn mark_dirty(slot: &Slot, ring: Option<&SharedRing>, gfn: Gfn) {
+    if slot.dirty.is_some() {
+        slot.mark_dirty(gfn);
+    } else if let (Some(ring), Some(offset)) = (ring, slot.page_of(gfn)) {
+        let entry = DirtyGfn {
+            slot: slot.id.raw(),
+            offset,
+        };
+        // A full ring and a ring that the host took away both show in `dirty_ring_full`, which
+        // the vCPU asks before it goes on.
+        let _: Result<Pushed, _> = lock(ring).push(entry);
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use addr::{Gpa, Gva, Hva};
 use memory::dirty::{DirtyRing, RingError};
 use memory::quiesce::Participant;
+use memory::slot;
 use x86::paging::PagingMode;
 
 use crate::access::{Access, AccessKind, Fault, Translation};
@@ -52,6 +53,7 @@ pub struct VcpuMmu {
     regime: Regime,
     spare: Spare,
     stats: Arc<VcpuStats>,
+    slots: slot::Reader,
     ring: Option<SharedRing>,
     /// This vCPU among the readers, for waiting for the others while inside.
     participant: Option<Arc<Participant>>,
@@ -75,6 +77,7 @@ impl VcpuMmu {
             regime: Regime::new(&registers, features),
             spare: Spare::new(),
             stats,
+            slots: mmu.slots().reader(0),
             ring: None,
             participant: None,
             roots: mmu.shadow.as_ref().map(Shadow::new_roots),
@@ -120,6 +123,7 @@ impl VcpuMmu {
         // Tables at hand belong to the second level that they were taken from.
         self.return_spare();
         self.space = space;
+        self.slots = self.mmu.slots().reader(space);
         self.flush_shadow()
     }
 
@@ -310,8 +314,10 @@ impl VcpuMmu {
         let fill = Fill {
             mmu: &self.mmu,
             space: self.space,
+            second: self.mmu.second.get(self.space),
             spare: &mut self.spare,
             stats: &self.stats,
+            slots: &mut self.slots,
             ring: self.ring.as_ref(),
             vcpu: self.id,
             gva,

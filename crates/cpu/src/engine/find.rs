@@ -1,6 +1,6 @@
 //! From RIP to translated code: lookup, translation, chaining, and what makes code void.
 
-use addr::{Address, Gva, Hva, PageSize};
+use addr::{Address, Gva, Gvn, Hva, PageSize};
 
 use super::blocks::{Block, CodeContext, PageKey, check_of, xtlb_index};
 use super::code_map::chunks;
@@ -22,11 +22,6 @@ use crate::{Exit, InternalError};
 const WINDOW: usize = 256;
 /// The longest instruction.
 const LONGEST: usize = 15;
-
-/// The start of the page behind the one that holds `gva`.
-fn next_page(gva: Gva) -> Gva {
-    gva.align_down(PageSize::Size4K).wrapping_add(4096)
-}
 
 impl Vcpu {
     /// Writes the stubs that every cache begins with.
@@ -109,14 +104,15 @@ impl Vcpu {
         let linear = self.linear_ip()?;
         let mut context = self.context;
         context.mode = context.mode.with(extra | self.extra);
-        let page = self.code_page(linear, context)?;
+        let page = self.code_page(linear.frame(), context)?;
         let offset = linear.page_offset(PageSize::Size4K) as u16;
         if let Some(number) = self.blocks.find(page, offset) {
             let block = self.blocks.blocks[number as usize];
             match block.second {
                 None => return Ok(number),
                 Some(second) => {
-                    if self.code_page(next_page(linear), context)? == second {
+                    let next = Gvn::new(linear.frame().number().wrapping_add(1));
+                    if self.code_page(next, context)? == second {
                         return Ok(number);
                     }
                 }
@@ -125,10 +121,9 @@ impl Vcpu {
         self.translate_block(linear, context, page)
     }
 
-    /// The number of the code page that holds `gva`, from the instruction TLB or by a walk.
-    fn code_page(&mut self, gva: Gva, context: CodeContext) -> Result<u32, Abort> {
+    /// The number of the code page at `gvn`, from the instruction TLB or by a walk.
+    fn code_page(&mut self, gvn: Gvn, context: CodeContext) -> Result<u32, Abort> {
         let view = context.mode.view();
-        let gvn = gva.frame();
         let at = xtlb_index(gvn);
         let plain = context == self.contexts[view as usize];
         if plain {
@@ -137,6 +132,7 @@ impl Vcpu {
                 return Ok(id);
             }
         }
+        let gva = Gva::new(gvn.number() << 12);
         let CodePlace::Ram(hva) = self.memory.code_place(gva, view)? else {
             return Err(Abort::Exit(Exit::InternalError(InternalError {
                 bytes: [0; 15],
@@ -229,7 +225,7 @@ impl Vcpu {
     ) -> Result<u32, Abort> {
         if !self.cache.has_room(2 * MAX_BLOCK_BYTES) {
             self.forget_translations();
-            page = self.code_page(linear, context)?;
+            page = self.code_page(linear.frame(), context)?;
         }
         let rest = 4096 - linear.page_offset(PageSize::Size4K) as usize;
         loop {
@@ -241,31 +237,32 @@ impl Vcpu {
             let mut second = None;
             let mut length = self.decode(rip, mode, &bytes[..first], None);
             if length.is_none() {
-                let next = next_page(linear);
+                let next = Gvn::new(linear.frame().number().wrapping_add(1));
                 let id = self.code_page(next, context)?;
                 let tail = &mut bytes[first..first + LONGEST];
-                self.read_code(id, next, tail)?;
+                self.read_code(id, Gva::new(next.number() << 12), tail)?;
                 second = Some((next, id));
-                let check = Some(check_of(next.frame(), id));
+                let check = Some(check_of(next, id));
                 length = self.decode(rip, mode, &bytes[..first + LONGEST], check);
             }
             let length = length.unwrap_or(first);
             let mut fresh = self.protect(page, linear, &bytes[..length.min(rest)])?;
             if let Some((next, id)) = second.filter(|_| length > rest) {
-                fresh &= self.protect(id, next, &bytes[rest..length])?;
+                let start = Gva::new(next.number() << 12);
+                fresh &= self.protect(id, start, &bytes[rest..length])?;
             }
             if fresh {
                 let source = Source {
                     rip,
                     mode,
                     bytes: &bytes,
-                    second: second.map(|(next, id)| check_of(next.frame(), id)),
+                    second: second.map(|(next, id)| check_of(next, id)),
                 };
                 let second = second.map(|(_, id)| id);
                 return Ok(self.write_block(&source, linear, page, second));
             }
             // A page died meanwhile: its successor, if it is one.
-            page = self.code_page(linear, context)?;
+            page = self.code_page(linear.frame(), context)?;
         }
     }
 

@@ -21,7 +21,6 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use crate::emit::asm::{Fixup, Width};
 use crate::emit::{Asm, Raw, Reg};
 
-pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Use};
@@ -99,7 +98,6 @@ pub(crate) struct Translator {
     decoded: Vec<Instruction>,
     live: Vec<bool>,
     cold: Vec<Cold>,
-    pub(crate) flags_at_faults: FlagsAtFaults,
 }
 
 /// One block being translated.
@@ -121,8 +119,6 @@ struct Block<'a> {
     slots: u8,
     /// A bounced operand of the present instruction is written.
     must_commit: bool,
-    /// The alignment without which the memory operand of the present instruction faults.
-    align: u8,
 }
 
 /// What follows an instruction's translation.
@@ -173,7 +169,7 @@ impl Translator {
         base: u64,
         start: u32,
     ) -> &[u8] {
-        flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
+        flags::liveness(&self.decoded, &mut self.live);
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
@@ -188,11 +184,8 @@ impl Translator {
             flags_live: true,
             slots: 0,
             must_commit: false,
-            align: 1,
         };
-        // A block of a special kind is looked up each time, which checks its pages.
-        let special = source.mode.has(Mode::STEP | Mode::BOUNCE);
-        if let Some(check) = source.second.filter(|_| !special) {
+        if let Some(check) = source.second {
             block.check_page(check);
         }
         let mut flow = Flow::Next;
@@ -231,7 +224,6 @@ impl Block<'_> {
         self.flags_live = flags_live;
         self.slots = 0;
         self.must_commit = false;
-        self.align = generic::alignment(instruction);
         let host = self.here();
         self.tables.marks.push(Mark {
             host,

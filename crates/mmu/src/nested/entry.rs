@@ -111,6 +111,11 @@ impl Entry {
         (self.0 & (PRESENT | TABLE) == PRESENT | TABLE).then_some(self.0 & ADDRESS)
     }
 
+    /// The number of the first host frame of a page entry.
+    pub(crate) fn first_frame(self) -> u64 {
+        self.0 >> 12
+    }
+
     pub(crate) fn writes(self) -> Writes {
         if self.0 & WRITE == 0 {
             Writes::Fault

@@ -94,6 +94,23 @@ impl SecondLevel {
         }
     }
 
+    /// The host frame that serves reads of `gfn`.
+    #[inline]
+    pub(crate) fn frame_of(&self, gfn: Gfn) -> Option<Hfn> {
+        let mut entry = self.root_entry(gfn)?;
+        let mut level = ROOT_LEVEL;
+        while !entry.is_page() {
+            level -= 1;
+            entry = Entry(
+                child(entry)?
+                    .cell(index(gfn, level))
+                    .load(Ordering::Acquire),
+            );
+        }
+        let offset = gfn.number() & ((1 << frame_shift(level)) - 1);
+        Some(Hfn::new(entry.first_frame() + offset))
+    }
+
     /// The page that maps `gfn`.
     #[inline]
     pub(crate) fn lookup(&self, gfn: Gfn) -> Option<Mapped> {
