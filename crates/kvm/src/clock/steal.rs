@@ -3,19 +3,24 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::time::monotonic_ns;
+
 /// The run delay of the thread that made it, from `/proc/thread-self/schedstat`.
 #[derive(Debug)]
 pub struct StealMeter {
     file: Option<File>,
     last: u64,
+    next_look: u64,
 }
 
 impl StealMeter {
     /// Starts at 0 for the calling thread. Where the host keeps no such account, nothing is stolen.
     pub fn new() -> StealMeter {
+        let file = File::open("/proc/thread-self/schedstat").ok();
         let mut meter = StealMeter {
-            file: File::open("/proc/thread-self/schedstat").ok(),
+            file,
             last: 0,
+            next_look: 0,
         };
         meter.last = meter.read().unwrap_or(0);
         meter
@@ -28,10 +33,16 @@ impl StealMeter {
         text.split_ascii_whitespace().nth(1)?.parse().ok()
     }
 
-    /// Nanoseconds since the last call.
+    /// Nanoseconds since the last call that gave some. Looks at most once a millisecond: the
+    /// account lives in a file.
     pub fn take(&mut self) -> u64 {
-        let Some(now) = self.read() else { return 0 };
-        now.saturating_sub(std::mem::replace(&mut self.last, now))
+        let now = monotonic_ns();
+        if now < self.next_look {
+            return 0;
+        }
+        self.next_look = now + 1_000_000;
+        let Some(total) = self.read() else { return 0 };
+        total.saturating_sub(std::mem::replace(&mut self.last, total))
     }
 }
 

@@ -66,7 +66,13 @@ impl HaltGate {
     }
 
     /// Sleeps until [`Self::open`], a signal, or the end of `timeout`.
+    ///
+    /// With a timeout, the thread's timer slack is set to the least there is, once and for all: the
+    /// kernel's default, 50 us, would make every timer of the guest late.
     pub fn wait(&self, timeout: Option<Duration>) -> Woken {
+        if timeout.is_some() {
+            be_punctual();
+        }
         if self
             .state
             .compare_exchange(SHUT, ASLEEP, Ordering::SeqCst, Ordering::SeqCst)
@@ -77,6 +83,15 @@ impl HaltGate {
         let woken = futex_wait(&self.state, ASLEEP, timeout);
         self.cancel();
         woken
+    }
+}
+
+#[expect(unsafe_code, reason = "prctl(2) has no safe wrapper")]
+fn be_punctual() {
+    thread_local!(static DONE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) });
+    if !DONE.replace(true) {
+        // SAFETY: this option takes one number, and concerns this thread's timers only.
+        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
     }
 }
 

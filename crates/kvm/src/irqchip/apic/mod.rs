@@ -31,12 +31,13 @@ pub mod timer;
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::clock::time::{Now, TimeSource};
 
 use super::message::{DeliveryMode, Level, Message, Trigger};
 use super::policy::Policy;
-use super::wake::VcpuWake;
+use super::wake::{HaltGate, VcpuWake, Woken};
 pub use access::Refused;
 pub use base::{ApicMode, BaseWriter, DEFAULT_BASE, check_base};
 use registers::{RegisterPage, lvt, reg};
@@ -460,6 +461,28 @@ impl Lapic {
         if self.with_timer(Timer::fire) {
             self.wake.interrupt();
         }
+    }
+
+    /// Sleeps in `gate`, which the caller has shut, until somebody opens it or the timer expires.
+    ///
+    /// The sleeper is its own alarm clock meanwhile: an expiry then costs one wake-up and not two,
+    /// that of the thread which keeps the host's timers and that of the vCPU.
+    pub fn sleep(&self, gate: &HaltGate) -> Woken {
+        let alarm = {
+            let timer = self.timer_lock();
+            if timer.alarm().is_some() {
+                self.alarm.set(None);
+            }
+            timer.alarm()
+        };
+        let now = self.time.now().ns;
+        let woken = gate.wait(alarm.map(|at| Duration::from_nanos(at.saturating_sub(now))));
+        if alarm.is_some() {
+            self.with_timer(Timer::fire);
+            let timer = self.timer_lock();
+            self.alarm.set(timer.alarm());
+        }
+        woken
     }
 
     /// When the timer will expire, on the monotonic clock. Any thread.

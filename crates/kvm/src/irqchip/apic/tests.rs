@@ -381,6 +381,26 @@ fn x2apic_state_shows_the_id_where_the_monitor_expects_it() {
 }
 
 #[test]
+fn a_sleeper_is_its_own_alarm_clock() {
+    let b = bench(0);
+    b.enable();
+    b.write(reg::LVTT, 0x30);
+    b.write(reg::TMICT, 500_000);
+    let gate = HaltGate::default();
+    // The clock of this bench moves by hand: the sleeper wakes by its own time, and looks.
+    gate.shut();
+    assert_eq!(b.lapic.sleep(&gate), Woken::TimedOut);
+    assert!(!b.lapic.has_pending_timer());
+    b.clock.0.store(1_000_000, Ordering::Relaxed);
+    gate.shut();
+    assert_eq!(b.lapic.sleep(&gate), Woken::TimedOut);
+    assert!(b.lapic.has_pending_timer());
+    gate.shut();
+    gate.open();
+    assert_eq!(b.lapic.sleep(&gate), Woken::Opened);
+}
+
+#[test]
 fn eoi_interest_is_kept_by_vector() {
     let b = bench(0);
     assert!(b.lapic.is_eoi_interest_stale());
