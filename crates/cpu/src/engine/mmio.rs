@@ -130,6 +130,11 @@ impl Mmio {
         None
     }
 
+    /// Whether an instruction has answers, or writes wait.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.answers.is_empty() || self.has_writes()
+    }
+
     /// Whether writes wait.
     pub(crate) fn has_writes(&self) -> bool {
         !self.writes.is_empty()

@@ -238,6 +238,18 @@ impl Vcpu {
         Arc::clone(&self.kick)
     }
 
+    /// The bytes that go out with [`crate::Exit::Io`]; empty for input.
+    pub fn output(&self) -> &[u8] {
+        self.pending.exit.output()
+    }
+
+    /// Whether an instruction has had answers and is not over: it must run on before anybody may
+    /// take the state for that between two instructions.
+    pub fn is_mid_instruction(&self) -> bool {
+        matches!(self.pending.exit, system::PendingExit::InsData { .. })
+            || self.memory.mmio.is_busy()
+    }
+
     /// The monitor has dealt with [`crate::Exit::Io`]: the bytes that come in (none for `OUT`).
     pub fn complete_io(&mut self, data: &[u8]) {
         // SAFETY: as for `frame_mut`.

@@ -11,8 +11,6 @@ mod mtrr;
 mod own;
 mod paravirtual;
 
-pub(crate) use paravirtual::clock_is_on;
-
 use cpu::CpuState;
 use kvm_bindings::{
     KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
@@ -161,16 +159,23 @@ fn need(machine: &Machine, feature: Bit, writer: Writer) -> Result<(), Refused> 
     }
 }
 
-/// One vCPU's registers, for one access.
+/// One vCPU's registers, to be read.
+pub(crate) struct View<'a> {
+    pub(crate) vcpu: &'a Vcpu,
+    pub(crate) state: &'a CpuState,
+    pub(crate) machine: &'a Machine,
+}
+
+/// One vCPU's registers, to be written.
 pub(crate) struct Bus<'a> {
     pub(crate) vcpu: &'a Vcpu,
     pub(crate) state: &'a mut CpuState,
     pub(crate) machine: &'a mut Machine,
 }
 
-impl Bus<'_> {
+impl View<'_> {
     /// `RDMSR`.
-    pub(crate) fn read(&mut self, index: u32, reader: Writer) -> Result<u64, Refused> {
+    pub(crate) fn read(&self, index: u32, reader: Writer) -> Result<u64, Refused> {
         if let Some(value) = own::read(self.state, index) {
             return Ok(value);
         }
@@ -201,7 +206,7 @@ impl Bus<'_> {
 
     /// Registers that describe the CPU.
     fn read_described(&self, index: u32, reader: Writer) -> Result<u64, Refused> {
-        let machine = &*self.machine;
+        let machine = self.machine;
         let msrs = &machine.msrs;
         Ok(match index {
             n::UCODE_REV => msrs.microcode,
@@ -239,7 +244,9 @@ impl Bus<'_> {
             _ => return Err(Refused::Unknown),
         })
     }
+}
 
+impl Bus<'_> {
     /// `WRMSR`.
     pub(crate) fn write(&mut self, index: u32, value: u64, writer: Writer) -> Result<(), Refused> {
         if own::owns(index) {
@@ -292,6 +299,7 @@ impl Bus<'_> {
             }
         }
         self.vcpu.publish_tsc(self.state.tsc_offset);
+        self.machine.clock_stale = true;
     }
 
     fn write_apic_base(&mut self, value: u64, writer: Writer) -> Result<(), Refused> {

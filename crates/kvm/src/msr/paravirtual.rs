@@ -1,5 +1,7 @@
 //! KVM's own MSRs (`Documentation/virt/kvm/x86/msr.rst`).
 
+use addr::Gpa;
+
 use super::{Refused, index as n};
 use crate::vcpu::{Machine, Vcpu};
 
@@ -66,7 +68,7 @@ pub(super) fn read(machine: &Machine, vcpu: &Vcpu, index: u32) -> Result<u64, Re
     need(machine, index)?;
     let registers = &machine.msrs.paravirtual;
     Ok(match index {
-        n::KVM_WALL_CLOCK | n::KVM_WALL_CLOCK_NEW => vcpu.vm().wall_clock(),
+        n::KVM_WALL_CLOCK | n::KVM_WALL_CLOCK_NEW => vcpu.vm().wall_clock().raw(),
         n::KVM_SYSTEM_TIME | n::KVM_SYSTEM_TIME_NEW => registers.system_time,
         n::KVM_STEAL_TIME => registers.steal_time,
         n::KVM_PV_EOI => registers.pv_eoi,
@@ -83,8 +85,11 @@ pub(super) fn write(
     need(machine, index)?;
     let registers = &mut machine.msrs.paravirtual;
     match index {
-        n::KVM_WALL_CLOCK | n::KVM_WALL_CLOCK_NEW => vcpu.vm().set_wall_clock(value),
-        n::KVM_SYSTEM_TIME | n::KVM_SYSTEM_TIME_NEW => registers.system_time = value,
+        n::KVM_WALL_CLOCK | n::KVM_WALL_CLOCK_NEW => vcpu.vm().write_wall_clock(Gpa::new(value)),
+        n::KVM_SYSTEM_TIME | n::KVM_SYSTEM_TIME_NEW => {
+            registers.system_time = value;
+            machine.clock_stale = true;
+        }
         n::KVM_STEAL_TIME if value & STEAL_RESERVED == 0 => registers.steal_time = value,
         n::KVM_PV_EOI if value & 2 == 0 => registers.pv_eoi = value,
         n::KVM_POLL_CONTROL if value & !1 == 0 => registers.poll_control = value,
@@ -93,7 +98,19 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Whether the guest's clock page is in use (`KVM_KVMCLOCK_CTRL`).
-pub(crate) fn clock_is_on(registers: &Registers) -> bool {
-    registers.system_time & 1 != 0
+impl Registers {
+    /// Whether the guest's clock page is in use.
+    pub(crate) fn clock_is_on(&self) -> bool {
+        self.system_time & 1 != 0
+    }
+
+    /// Where the clock page is, if it is in use.
+    pub(crate) fn clock_page(&self) -> Option<Gpa> {
+        self.clock_is_on().then(|| Gpa::new(self.system_time & !1))
+    }
+
+    /// Where stolen time is accounted, if it is.
+    pub(crate) fn steal_page(&self) -> Option<Gpa> {
+        (self.steal_time & 1 != 0).then(|| Gpa::new(self.steal_time & !0x3f))
+    }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     kvm_cpuid_entry, kvm_cpuid_entry2, kvm_device_attr, kvm_enable_cap, kvm_guest_debug,
-    kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_sregs2,
-    kvm_tpr_access_ctl, kvm_vapic_addr, kvm_vcpu_events, kvm_x86_mce, kvm_xcrs, kvm_xsave,
+    kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_pre_fault_memory, kvm_regs, kvm_sregs,
+    kvm_sregs2, kvm_tpr_access_ctl, kvm_translation, kvm_vapic_addr, kvm_vcpu_events, kvm_x86_mce,
+    kvm_xcrs, kvm_xsave,
 };
 
 use super::{HEADER, read_header, read_msrs, write_cpuid, write_msrs};
@@ -55,6 +56,28 @@ set! {
     set_guest_debug(kvm_guest_debug): set_guest_debug;
     set_mce(kvm_x86_mce): set_mce;
     enable_cap(kvm_enable_cap): enable_cap;
+}
+
+/// Takes no argument.
+pub(crate) fn run(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {
+    if argument.value() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    vcpu.run().map(|()| 0)
+}
+
+pub(crate) fn translate(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {
+    let asked: kvm_translation = argument.read()?;
+    let found = vcpu.translate(addr::Address::new(asked.linear_address));
+    argument.write(&found).map(|()| 0)
+}
+
+/// What is left of the range is told in any case.
+pub(crate) fn pre_fault_memory(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {
+    let mut range: kvm_pre_fault_memory = argument.read()?;
+    let answer = vcpu.pre_fault_memory(&mut range);
+    argument.write(&range)?;
+    answer.map(|()| 0)
 }
 
 pub(crate) fn get_xsave(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    kvm_clear_dirty_log, kvm_create_device, kvm_dirty_log, kvm_enable_cap, kvm_msr_filter,
-    kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    kvm_clear_dirty_log, kvm_clock_data, kvm_create_device, kvm_dirty_log, kvm_enable_cap,
+    kvm_msr_filter, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 
 use crate::argument::Argument;
@@ -29,6 +29,11 @@ set! {
     clear_dirty_log(kvm_clear_dirty_log): clear_dirty_log;
     enable_cap(kvm_enable_cap): enable_cap;
     set_msr_filter(kvm_msr_filter): set_msr_filter;
+    set_clock(kvm_clock_data): set_clock;
+}
+
+pub(crate) fn get_clock(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    argument.write(&vm.get_clock()).map(|()| 0)
 }
 
 pub(crate) fn create_vcpu(vm: &Arc<Vm>, argument: Argument) -> Answer {

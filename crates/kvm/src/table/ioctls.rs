@@ -146,8 +146,8 @@ pub static IOCTLS: &[Ioctl] = &[
     number("KVM_CHECK_EXTENSION", io(0x03), "KVM_CAP_CHECK_EXTENSION_VM", Full, Vm(vm::check_extension)),
     row!("KVM_ENABLE_CAP", iow(0xa3, kvm_enable_cap), "KVM_CAP_ENABLE_CAP_VM", Full, Vm(vm::enable_cap)),
     number("KVM_SET_BOOT_CPU_ID", io(0x78), "KVM_CAP_SET_BOOT_CPU_ID", Full, Vm(vm::set_boot_cpu_id)),
-    row!("KVM_SET_CLOCK", iow(0x7b, kvm_clock_data), "KVM_CAP_ADJUST_CLOCK", PENDING, None(Level::Vm)),
-    row!("KVM_GET_CLOCK", ior(0x7c, kvm_clock_data), "KVM_CAP_ADJUST_CLOCK", PENDING, None(Level::Vm)),
+    row!("KVM_SET_CLOCK", iow(0x7b, kvm_clock_data), "KVM_CAP_ADJUST_CLOCK", Full, Vm(vm::set_clock)),
+    row!("KVM_GET_CLOCK", ior(0x7c, kvm_clock_data), "KVM_CAP_ADJUST_CLOCK", Full, Vm(vm::get_clock)),
     number("KVM_SET_TSC_KHZ", io(0xa2), "KVM_CAP_VM_TSC_CONTROL", Partial("the guest's TSC runs at the host's speed"), Vm(vm::set_tsc_khz)),
     number("KVM_GET_TSC_KHZ", io(0xa3), "KVM_CAP_VM_TSC_CONTROL", Full, Vm(vm::get_tsc_khz)),
     row!("KVM_CREATE_DEVICE", iowr(0xe0, kvm_create_device), "KVM_CAP_DEVICE_CTRL", Partial("no device types: VFIO needs the kernel"), Vm(vm::create_device)),
@@ -191,15 +191,15 @@ pub static IOCTLS: &[Ioctl] = &[
     row!("KVM_HYPERV_EVENTFD", iow(0xbd, kvm_hyperv_eventfd), "KVM_CAP_HYPERV_EVENTFD", HYPERV, None(Level::Vm)),
 
     // A vCPU: running
-    number("KVM_RUN", io(0x80), "", PENDING, None(Level::Vcpu)),
+    number("KVM_RUN", io(0x80), "", Full, Vcpu(vcpu::run)),
     row!("KVM_SET_SIGNAL_MASK", iow(0x8b, kvm_signal_mask), "", Full, Vcpu(vcpu::set_signal_mask)),
     row!("KVM_INTERRUPT", iow(0x86, kvm_interrupt), "", Full, Vcpu(vcpu::interrupt)),
     number("KVM_NMI", io(0x9a), "KVM_CAP_USER_NMI", Full, Vcpu(vcpu::nmi)),
     number("KVM_SMI", io(0xb7), "KVM_CAP_X86_SMM", Absent("no system management mode; answers ENOTTY"), Vcpu(vcpu::smi)),
     row!("KVM_SET_GUEST_DEBUG", iow(0x9b, kvm_guest_debug), "KVM_CAP_SET_GUEST_DEBUG", Full, Vcpu(vcpu::set_guest_debug)),
     integer("__KVM_DEPRECATED_VCPU_W_0x87", iow::<[u8; 80]>(0x87), "kvm_debug_guest", "", REMOVED, None(Level::Vcpu)),
-    row!("KVM_PRE_FAULT_MEMORY", iowr(0xd5, kvm_pre_fault_memory), "KVM_CAP_PRE_FAULT_MEMORY", PENDING, None(Level::Vcpu)),
-    row!("KVM_TRANSLATE", iowr(0x85, kvm_translation), "", PENDING, None(Level::Vcpu)),
+    row!("KVM_PRE_FAULT_MEMORY", iowr(0xd5, kvm_pre_fault_memory), "KVM_CAP_PRE_FAULT_MEMORY", Full, Vcpu(vcpu::pre_fault_memory)),
+    row!("KVM_TRANSLATE", iowr(0x85, kvm_translation), "", Full, Vcpu(vcpu::translate)),
     number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", PENDING, None(Level::Vcpu)),
 
     // A vCPU: registers

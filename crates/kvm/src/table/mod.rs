@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use capabilities::{CAPABILITIES, Capability, Value, capability};
 pub(crate) use capabilities::{
-    EXIT_HYPERCALLS, MAX_IRQ_ROUTES, MAX_MCE_BANKS, MAX_VCPU_IDS, MAX_VCPUS, QUIRKS,
+    EXIT_HYPERCALLS, MAX_IRQ_ROUTES, MAX_MCE_BANKS, MAX_VCPU_IDS, MAX_VCPUS, QUIRKS, SYNC_REGS,
 };
 pub use document::document;
 pub use ioctls::{FOREIGN_PREFIXES, IOCTLS, foreign};

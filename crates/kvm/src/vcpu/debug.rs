@@ -52,7 +52,7 @@ impl Vcpu {
         let on = debug.control & KVM_GUESTDBG_ENABLE != 0;
         let control = if on { debug.control } else { 0 };
         inner.machine.debug_control = control;
-        inner.machine.debug = watched(control, &debug.arch.debugreg);
+        inner.core.set_debug(watched(control, &debug.arch.debugreg));
         Ok(())
     }
 }

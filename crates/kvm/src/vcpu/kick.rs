@@ -10,7 +10,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use memory::quiesce::{Kick, Requests};
+use cpu::VcpuKick;
+use memory::quiesce::Requests;
 
 use crate::irqchip::wake::{HaltGate, VcpuWake};
 use crate::signals::Interrupt;
@@ -23,13 +24,18 @@ pub struct Kicker {
     /// Where the vCPU sleeps.
     gate: HaltGate,
     /// The word that translated code polls.
-    cpu: OnceLock<Arc<dyn Kick>>,
+    cpu: OnceLock<Arc<VcpuKick>>,
 }
 
 impl Kicker {
     /// The run in progress, or else the next one, returns `EINTR`.
     pub fn kick(&self) {
         self.exit.store(true, Ordering::SeqCst);
+        self.reach(Requests::EXIT);
+    }
+
+    /// The vCPU is to leave guest code and look around; the run goes on.
+    pub(crate) fn look(&self) {
         self.reach(Requests::EXIT);
     }
 
@@ -49,7 +55,7 @@ impl Kicker {
     }
 
     /// Ties it to a CPU, once.
-    pub fn connect(&self, cpu: Arc<dyn Kick>) {
+    pub fn connect(&self, cpu: Arc<VcpuKick>) {
         // A second CPU is never made for one vCPU.
         let _ = self.cpu.set(cpu);
     }
@@ -57,7 +63,7 @@ impl Kicker {
     fn reach(&self, requests: Requests) {
         self.gate.open();
         if let Some(cpu) = self.cpu.get() {
-            cpu.kick(requests);
+            cpu.request(requests);
         }
     }
 }

@@ -4,8 +4,31 @@
 use kvm_bindings::KVM_MP_STATE_RUNNABLE;
 
 use super::signal::SignalMask;
+use crate::clock::steal::StealMeter;
 use crate::cpuid::Cpuid;
 use crate::msr::Msrs;
+
+/// An exit whose answer is still to be taken from `kvm_run`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Completion {
+    /// None.
+    #[default]
+    None,
+    /// A port access: bytes to take in (none for `OUT`).
+    Port {
+        /// How many bytes come in.
+        bytes: usize,
+    },
+    /// An MMIO access: bytes to take in (none for a write).
+    Mmio {
+        /// How many bytes come in.
+        bytes: usize,
+    },
+    /// `RDMSR` or `WRMSR`.
+    Msr,
+    /// A hypercall.
+    Hypercall,
+}
 
 /// Whether the vCPU has run: its CPUID and feature MSRs are then fixed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,14 +53,24 @@ pub(crate) struct Machine {
     pub(crate) msrs: Msrs,
     /// `kvm_guest_debug.control`, 0 where debugging is off.
     pub(crate) debug_control: u32,
-    /// What the CPU watches for.
-    pub(crate) debug: cpu::system::GuestDebug,
     /// CR8, where the monitor has the local APIC.
     pub(crate) cr8: u8,
     /// `IA32_APIC_BASE`, where the monitor has the local APIC.
     pub(crate) apic_base: u64,
     /// The signals blocked during `KVM_RUN`, where the monitor gave a mask.
     pub(crate) signal_mask: Option<SignalMask>,
+    /// The exit that the monitor works on.
+    pub(crate) completion: Completion,
+    /// The guest's clock page must be written before the guest runs on.
+    pub(crate) clock_stale: bool,
+    /// The VM's clock when the page was written last.
+    pub(crate) clock_generation: u64,
+    /// The guest was stopped, and will be told.
+    pub(crate) paused: bool,
+    /// What the thread was kept from running, for steal time.
+    pub(crate) steal: Option<StealMeter>,
+    /// CR8 was lowered below what the monitor knows: it must look for interrupts.
+    pub(crate) tpr_exit: bool,
     /// The guest's TSC frequency.
     pub(crate) tsc_khz: u32,
     /// Refuse paravirtual features that the CPUID doesn't show.
@@ -59,10 +92,15 @@ impl Machine {
             mp_state: KVM_MP_STATE_RUNNABLE,
             msrs: Msrs::default(),
             debug_control: 0,
-            debug: cpu::system::GuestDebug::default(),
             cr8: 0,
             apic_base,
             signal_mask: None,
+            completion: Completion::None,
+            clock_stale: false,
+            clock_generation: 0,
+            paused: false,
+            steal: None,
+            tpr_exit: false,
             tsc_khz,
             enforce_pv: false,
             tpr_reporting: false,

@@ -20,16 +20,20 @@ mod core;
 mod cpuid;
 mod debug;
 mod events;
+mod exit;
 mod fpu;
 mod kick;
 mod machine;
 mod mp;
 mod msrs;
+mod platform;
 mod regs;
 mod reset;
+mod run;
 mod run_page;
 mod segments;
 mod signal;
+mod translate;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -44,6 +48,7 @@ pub use run_page::{COALESCED_OFFSET, MMAP_SIZE, PORT_DATA_OFFSET, RunPage};
 use self::core::Core;
 use crate::clock::monotonic_ns;
 use crate::clock::time::{GuestTsc, Now, TimeSource};
+use crate::cpuid::Cpuid;
 use crate::errno::Errno;
 use crate::irqchip::apic::{DEFAULT_BASE, Lapic, Role};
 use crate::irqchip::wake::VcpuWake;
@@ -108,7 +113,7 @@ impl Vcpu {
         let tsc = Arc::new(GuestTsc::new(vm.tsc_khz()));
         let bootstrap = vm.boot_id() == id;
         let lapic = add_lapic(vm, id, &kicker, &tsc);
-        let mut core = Core::default();
+        let mut core = Core::new(cpuid::offer(&Cpuid::default()));
         reset::reset(core.state_mut(), reset::Cause::Reset, None);
         let bsp = if bootstrap { APIC_BASE_BSP } else { 0 };
         let apic_base = DEFAULT_BASE | APIC_BASE_ENABLE | bsp;
@@ -153,7 +158,13 @@ impl Vcpu {
         &self.kicker
     }
 
-    pub(crate) fn vm(&self) -> &Shared {
+    /// The guest's TSC.
+    pub(crate) fn tsc(&self) -> &GuestTsc {
+        &self.tsc
+    }
+
+    /// What it shares with the VM's other vCPUs.
+    pub fn vm(&self) -> &Shared {
         &self.vm
     }
 

@@ -10,9 +10,17 @@ use x86::vector;
 use super::{Inner, Vcpu};
 use crate::errno::Errno;
 use crate::msr::mce::Raised;
-use crate::msr::{Bus, Refused, Writer, clock_is_on, index};
+use crate::msr::{Bus, Refused, View, Writer, index};
 
 impl Vcpu {
+    fn view<'a>(&'a self, inner: &'a Inner) -> View<'a> {
+        View {
+            vcpu: self,
+            state: inner.core.state(),
+            machine: &inner.machine,
+        }
+    }
+
     fn bus<'a>(&'a self, inner: &'a mut Inner) -> Bus<'a> {
         Bus {
             vcpu: self,
@@ -23,10 +31,10 @@ impl Vcpu {
 
     /// `KVM_GET_MSRS`: fills in the values; how many before the first that can't be read.
     pub fn get_msrs(&self, entries: &mut [kvm_msr_entry]) -> usize {
-        let mut inner = self.lock();
-        let mut bus = self.bus(&mut inner);
+        let inner = self.lock();
+        let view = self.view(&inner);
         let read = |entry: &mut kvm_msr_entry| {
-            entry.data = monitor_read(&mut bus, entry.index)?;
+            entry.data = monitor_read(&view, entry.index)?;
             Some(())
         };
         entries.iter_mut().map_while(read).count()
@@ -81,6 +89,7 @@ impl Vcpu {
         let mut inner = self.lock();
         self.vm().note_tsc_offset(offset, inner.machine.tsc_khz);
         inner.core.state_mut().tsc_offset = offset;
+        inner.machine.clock_stale = true;
         self.publish_tsc(offset);
     }
 
@@ -121,11 +130,13 @@ impl Vcpu {
 
     /// `KVM_KVMCLOCK_CTRL`: the guest was stopped for a while. `EINVAL` where it has no clock page.
     pub fn kvmclock_ctrl(&self) -> Result<(), Errno> {
-        if clock_is_on(&self.lock().machine.msrs.paravirtual) {
-            Ok(())
-        } else {
-            Err(Errno::EINVAL)
+        let mut inner = self.lock();
+        if !inner.machine.msrs.paravirtual.clock_is_on() {
+            return Err(Errno::EINVAL);
         }
+        inner.machine.paused = true;
+        inner.machine.clock_stale = true;
+        Ok(())
     }
 
     /// `KVM_ENABLE_CAP` on a vCPU.
@@ -159,8 +170,8 @@ impl Vcpu {
 }
 
 /// Registers that the monitor was told to save read as 0 where this vCPU lacks them.
-fn monitor_read(bus: &mut Bus<'_>, msr: u32) -> Option<u64> {
-    match bus.read(msr, Writer::Monitor) {
+fn monitor_read(view: &View<'_>, msr: u32) -> Option<u64> {
+    match view.read(msr, Writer::Monitor) {
         Ok(value) => Some(value),
         Err(Refused::Unknown) if index::SAVED.contains(&msr) => Some(0),
         Err(_) => None,

@@ -7,6 +7,7 @@
 //! waits for vCPUs ([`::memory::quiesce`]), and holds no other lock.
 
 mod capability;
+mod clock;
 mod interrupts;
 mod memory;
 mod tsc;
@@ -22,12 +23,15 @@ use kvm_bindings::kvm_msr_filter;
 
 pub use tsc::host_tsc_khz;
 
+use crate::clock::kvmclock::KvmClock;
 use crate::errno::Errno;
 use crate::irqchip::chip::{Irqchip, Vcpus};
 use crate::msr::filter::{Access, MsrFilter};
 use crate::table::{MAX_VCPU_IDS, MAX_VCPUS};
 use crate::vcpu::{RunPage, Vcpu};
-use mmu::PagingPath;
+use cpu::CodeMap;
+use mmu::{Mmu, MmuConfig, PagingPath};
+
 use tsc::TscLine;
 
 /// One address space: there is no system management mode.
@@ -51,6 +55,11 @@ pub struct Shared {
     paging: PagingPath,
     slots: Arc<Slots>,
     domain: Arc<Domain>,
+    mmu: Arc<Mmu>,
+    code: Arc<CodeMap>,
+    clock: KvmClock,
+    /// Grows with every `KVM_SET_CLOCK`.
+    clock_generation: AtomicU64,
     irqchip: Irqchip,
     /// The first vCPU's pages, whose ring of coalesced writes is the VM's.
     coalesced: OnceLock<Arc<RunPage>>,
@@ -88,9 +97,20 @@ impl Shared {
     fn new(paging: PagingPath) -> Result<Self, Errno> {
         let domain = Domain::new();
         let khz = host_tsc_khz();
+        let slots = Slots::new(Arc::clone(&domain), SLOTS);
         Ok(Self {
             paging,
-            slots: Slots::new(Arc::clone(&domain), SLOTS),
+            mmu: Mmu::new(
+                &slots,
+                MmuConfig {
+                    path: paging,
+                    ..MmuConfig::default()
+                },
+            ),
+            code: Arc::default(),
+            clock: KvmClock::new(khz),
+            clock_generation: AtomicU64::new(0),
+            slots,
             domain,
             irqchip: Irqchip::new()?,
             coalesced: OnceLock::new(),
@@ -111,6 +131,16 @@ impl Shared {
     /// The tables between guest and host addresses.
     pub fn paging(&self) -> PagingPath {
         self.paging
+    }
+
+    /// The MMU.
+    pub fn mmu(&self) -> &Arc<Mmu> {
+        &self.mmu
+    }
+
+    /// Which guest memory holds translated code.
+    pub(crate) fn code(&self) -> &Arc<CodeMap> {
+        &self.code
     }
 
     /// The memory slots.
@@ -165,16 +195,6 @@ impl Shared {
     pub fn allows_msr(&self, index: u32, access: Access) -> bool {
         let filter = self.msr_filter.load();
         filter.as_ref().is_none_or(|f| f.allows(index, access))
-    }
-
-    /// Where the guest wants its wall clock.
-    pub fn wall_clock(&self) -> u64 {
-        self.wall_clock.load(Ordering::Relaxed)
-    }
-
-    /// The guest says where it wants its wall clock.
-    pub fn set_wall_clock(&self, address: u64) {
-        self.wall_clock.store(address, Ordering::Relaxed);
     }
 
     /// Takes the first vCPU's ring for the VM's coalesced writes.
