@@ -39,6 +39,16 @@ impl RunPage {
         field!(self, request_interrupt_window) != 0
     }
 
+    /// Sets `request_interrupt_window`.
+    pub fn request_interrupt_window(&self, request: u8) {
+        field!(self, request_interrupt_window = request);
+    }
+
+    /// `ready_for_interrupt_injection`.
+    pub fn is_ready_for_interrupt(&self) -> bool {
+        field!(self, ready_for_interrupt_injection) != 0
+    }
+
     /// `cr8`, as the monitor has it.
     pub(super) fn cr8(&self) -> u64 {
         field!(self, cr8)
