@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(unreachable_pub, reason = "shared by test files")]
 
+pub mod bytes;
 pub mod ops;
 
 use std::collections::BTreeSet;
@@ -133,7 +134,7 @@ impl Model {
             .find(|s| gpa >= s.gpa && gpa - s.gpa < s.bytes)
     }
 
-    fn read(&self, offset: u64, bytes: usize) -> u64 {
+    pub fn read(&self, offset: u64, bytes: usize) -> u64 {
         let mut value = [0; 8];
         value[..bytes].copy_from_slice(&self.ram[offset as usize..offset as usize + bytes]);
         u64::from_le_bytes(value)
