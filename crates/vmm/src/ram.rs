@@ -34,9 +34,9 @@ impl Ram {
             });
         }
         let low = size.min(layout::LOW_RAM_END.raw());
-        let mut blocks = vec![(Gpa::new(0), GuestRam::new(&RamConfig::new(low))?)];
+        let mut blocks = vec![(Gpa::new(0), GuestRam::new(&RamConfig::private(low))?)];
         if size > low {
-            let high = GuestRam::new(&RamConfig::new(size - low))?;
+            let high = GuestRam::new(&RamConfig::private(size - low))?;
             blocks.push((layout::HIGH_RAM, high));
         }
         let borrowed: Vec<_> = blocks.iter().map(|(gpa, ram)| (*gpa, ram)).collect();
