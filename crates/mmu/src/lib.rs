@@ -14,6 +14,7 @@ mod slot_tables;
 pub mod stats;
 mod vcpu;
 pub mod walker;
+mod working_set;
 
 pub use access::{Access, AccessKind, Fault, HostFault, PageFault, Privilege, Translation};
 pub use mmu::{Mmu, MmuConfig, PagingPath};

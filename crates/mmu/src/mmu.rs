@@ -14,6 +14,7 @@ use crate::event::{FaultEvent, Subscriber};
 use crate::nested::{SecondLevel, SecondLevelEntry};
 use crate::shadow::Shadow;
 use crate::stats::{ShadowStats, VcpuStats, VmStats};
+use crate::working_set::Tracker;
 
 /// How a guest's address becomes a host pointer. The guest can't tell which it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -71,6 +72,8 @@ pub struct Mmu {
     stats: VmStats,
     observed: AtomicBool,
     subscriber: ArcSwapOption<Box<dyn Subscriber>>,
+    pub(crate) tracking: AtomicBool,
+    pub(crate) tracker: ArcSwapOption<Tracker>,
 }
 
 impl Mmu {
@@ -93,6 +96,8 @@ impl Mmu {
             stats: VmStats::default(),
             observed: AtomicBool::new(false),
             subscriber: ArcSwapOption::empty(),
+            tracking: AtomicBool::new(false),
+            tracker: ArcSwapOption::empty(),
         });
         let listener: Weak<dyn Listener> = Arc::downgrade(&mmu) as Weak<dyn Listener>;
         slots.listen(listener);

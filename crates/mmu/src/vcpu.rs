@@ -1,5 +1,6 @@
 //! One vCPU's side of the MMU: its registers, and the translation of its accesses.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -196,9 +197,21 @@ impl VcpuMmu {
     /// tables, marks the dirty log.
     #[inline]
     pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
-        if self.roots.is_some() {
-            return self.translate_shadow(gva, access);
+        let mut answer = if self.roots.is_some() {
+            self.translate_shadow(gva, access)
+        } else {
+            self.translate_walking(gva, access)
+        };
+        if self.mmu.tracking.load(Ordering::Relaxed)
+            && let Ok(translation) = &mut answer
+        {
+            self.mmu.mark_accessed(self.space, translation);
         }
+        answer
+    }
+
+    /// Nested and direct.
+    fn translate_walking(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
         let (mut fill, regime) = self.fill(gva, access);
         let page = match walker::walk(&mut fill, regime, gva, access, AccessedDirty::Set, &mut ()) {
             Ok(page) => page,

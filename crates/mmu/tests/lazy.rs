@@ -5,7 +5,7 @@ mod machine;
 use std::sync::{Arc, Mutex};
 
 use addr::{Gpa, Gva, PageSize};
-use machine::{Machine, PATHS, READ, WRITE, long_mode};
+use machine::{Machine, PATHS, READ, WRITE, long_mode, one_page};
 use memory::slot::SlotFlags;
 use mmu::event::{Cause, FaultEvent, Subscriber};
 use mmu::{Fault, PagingPath};
@@ -15,15 +15,6 @@ const P_RW_US: u64 = 7;
 const A: u64 = 0x20;
 const D: u64 = 0x40;
 const PS: u64 = 0x80;
-
-/// Tables at 0x1000 to 0x4000 that map 4 MiB (virtual) to 2 MiB (physical) by a 4 KiB page.
-fn one_page(machine: &mut Machine) {
-    machine.poke(0x1000, 0x2000 | P_RW_US);
-    machine.poke(0x2000, 0x3000 | P_RW_US);
-    machine.poke(0x3000 + 2 * 8, 0x4000 | P_RW_US);
-    machine.poke(0x4000, 0x20_0000 | P_RW_US);
-    let _ = machine.vcpu.set_registers(&long_mode(0x1000));
-}
 
 #[test]
 fn a_nested_fault_installs_once() {

@@ -32,13 +32,17 @@ pub struct Machine {
 impl Machine {
     /// RAM of `bytes` bytes, in no slot yet.
     pub fn without_slots(path: PagingPath, bytes: u64) -> Self {
-        let ram = GuestRam::new(&RamConfig::new(bytes)).expect("RAM");
-        let domain = Domain::new();
-        let slots = Slots::new(Arc::clone(&domain), SlotsConfig::default());
         let config = MmuConfig {
             path,
             ..MmuConfig::default()
         };
+        Self::bare(config, bytes)
+    }
+
+    fn bare(config: MmuConfig, bytes: u64) -> Self {
+        let ram = GuestRam::new(&RamConfig::new(bytes)).expect("RAM");
+        let domain = Domain::new();
+        let slots = Slots::new(Arc::clone(&domain), SlotsConfig::default());
         let mmu = Mmu::new(&slots, config);
         let vcpu = VcpuMmu::new(&mmu, 0);
         Self {
@@ -52,7 +56,16 @@ impl Machine {
 
     /// RAM of `bytes` bytes from guest physical address 0.
     pub fn new(path: PagingPath, bytes: u64) -> Self {
-        let machine = Self::without_slots(path, bytes);
+        let config = MmuConfig {
+            path,
+            ..MmuConfig::default()
+        };
+        Self::with_config(config, bytes)
+    }
+
+    /// The same, with a configuration of the test's own.
+    pub fn with_config(config: MmuConfig, bytes: u64) -> Self {
+        let machine = Self::bare(config, bytes);
         machine
             .slot(0, Gpa::new(0), 0, bytes, SlotFlags::empty())
             .expect("a slot for all RAM");
@@ -119,4 +132,13 @@ pub fn registers(cr4: Cr4, efer: Efer, cr3: u64) -> PagingRegisters {
 /// 4-level paging with NX.
 pub fn long_mode(cr3: u64) -> PagingRegisters {
     registers(Cr4::PAE | Cr4::PGE, Efer::LME | Efer::LMA | Efer::NXE, cr3)
+}
+
+/// Tables at 0x1000 to 0x4000 that map 4 MiB (virtual) to 2 MiB (physical) by a 4 KiB page.
+pub fn one_page(machine: &mut Machine) {
+    machine.poke(0x1000, 0x2000 | 7);
+    machine.poke(0x2000, 0x3000 | 7);
+    machine.poke(0x3000 + 2 * 8, 0x4000 | 7);
+    machine.poke(0x4000, 0x20_0000 | 7);
+    let _ = machine.vcpu.set_registers(&long_mode(0x1000));
 }
