@@ -13,8 +13,8 @@ use super::fetch::Packages;
 
 /// In the order in which they must be loaded; a kernel that has one built in has no such file.
 const MODULES: [&str; 8] = [
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_pci_modern_dev",
     "virtio_pci_legacy_dev",
     "virtio_pci",
