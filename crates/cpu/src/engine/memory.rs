@@ -384,7 +384,13 @@ impl LinearMemory for MemoryView<'_> {
     }
 
     fn paging_changed(&mut self, state: &CpuState) {
-        let effect = self.memory.mmu.set_registers(&paging_registers(state));
+        let registers = paging_registers(state);
+        // The TLB has no tags: what another table, or another PCID, left there must go, also
+        // where the guest asks to keep its own.
+        if self.memory.mmu.registers().cr3 != registers.cr3 {
+            self.flush_all();
+        }
+        let effect = self.memory.mmu.set_registers(&registers);
         self.apply(effect);
     }
 
