@@ -331,7 +331,11 @@ impl Vcpu {
                 gate.cancel();
                 return;
             }
-            if gate.wait(None) == Woken::Interrupted && section.noted() {
+            let woken = match self.lapic() {
+                Some(lapic) => lapic.sleep(gate),
+                None => gate.wait(None),
+            };
+            if woken == Woken::Interrupted && section.noted() {
                 return;
             }
         }
