@@ -1,0 +1,13 @@
+//! Small guests for every mode, transition and exception, on `/dev/kvm` and on our CPU: the same
+//! exits, the same registers, the same memory.
+//!
+//! A guest is a memory image and a state to begin with; it runs until it halts, shuts down or does
+//! something that ends it. Where `/dev/kvm` does not open, the guests run on our CPU alone, against
+//! what each says of itself; `REQUIRE_KVM=1` makes that a failure.
+
+mod cases;
+mod compare;
+mod guest;
+mod kernel;
+mod layout;
+mod ours;
