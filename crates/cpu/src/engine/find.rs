@@ -1,6 +1,6 @@
 //! From RIP to translated code: lookup, translation, chaining, and what makes code void.
 
-use addr::{Address, Gva, Gvn, Hva, PageSize};
+use addr::{Address, Frame as _, Gva, Gvn, Hva, PageSize};
 
 use super::blocks::{Block, CodeContext, PageKey, check_of, xtlb_index};
 use super::code_map::chunks;
@@ -13,15 +13,13 @@ use crate::emit::{Asm, Mem, Reg};
 use crate::engine::frame::frame_disp;
 use crate::system::Abort;
 use crate::translate::{
-    Decoded, MAX_BLOCK_BYTES, Mode, PageCheck, Reason, SCRATCH, SITE_HOST_FAULT, SITE_INDIRECT,
-    Site, Source, T0, emit_exit, emit_page_check,
+    Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reason, SCRATCH, SITE_HOST_FAULT,
+    SITE_INDIRECT, Site, Source, T0, emit_exit, emit_page_check,
 };
 use crate::{Exit, InternalError};
 
 /// Bytes of code read at once.
 const WINDOW: usize = 256;
-/// The longest instruction.
-const LONGEST: usize = 15;
 
 impl Vcpu {
     /// Writes the stubs that every cache begins with.
@@ -104,7 +102,7 @@ impl Vcpu {
         let linear = self.linear_ip()?;
         let mut context = self.context;
         context.mode = context.mode.with(extra | self.extra);
-        let page = self.code_page(linear.frame(), context)?;
+        let page = self.code_page(linear, context)?;
         let offset = linear.page_offset(PageSize::Size4K) as u16;
         if let Some(number) = self.blocks.find(page, offset) {
             let block = self.blocks.blocks[number as usize];
@@ -112,7 +110,7 @@ impl Vcpu {
                 None => return Ok(number),
                 Some(second) => {
                     let next = Gvn::new(linear.frame().number().wrapping_add(1));
-                    if self.code_page(next, context)? == second {
+                    if self.code_page(next.start(), context)? == second {
                         return Ok(number);
                     }
                 }
@@ -121,8 +119,10 @@ impl Vcpu {
         self.translate_block(linear, context, page)
     }
 
-    /// The number of the code page at `gvn`, from the instruction TLB or by a walk.
-    fn code_page(&mut self, gvn: Gvn, context: CodeContext) -> Result<u32, Abort> {
+    /// The number of the code page that holds `gva`, from the instruction TLB or by a walk. A page
+    /// fault is one at `gva`.
+    fn code_page(&mut self, gva: Gva, context: CodeContext) -> Result<u32, Abort> {
+        let gvn = gva.frame();
         let view = context.mode.view();
         let at = xtlb_index(gvn);
         let plain = context == self.contexts[view as usize];
@@ -132,7 +132,6 @@ impl Vcpu {
                 return Ok(id);
             }
         }
-        let gva = Gva::new(gvn.number() << 12);
         let CodePlace::Ram(hva) = self.memory.code_place(gva, view)? else {
             return Err(Abort::Exit(Exit::InternalError(InternalError {
                 bytes: [0; 15],
@@ -225,7 +224,7 @@ impl Vcpu {
     ) -> Result<u32, Abort> {
         if !self.cache.has_room(2 * MAX_BLOCK_BYTES) {
             self.forget_translations();
-            page = self.code_page(linear.frame(), context)?;
+            page = self.code_page(linear, context)?;
         }
         let rest = 4096 - linear.page_offset(PageSize::Size4K) as usize;
         loop {
@@ -238,7 +237,7 @@ impl Vcpu {
             let mut length = self.decode(rip, mode, &bytes[..first], None);
             if length.is_none() {
                 let next = Gvn::new(linear.frame().number().wrapping_add(1));
-                let id = self.code_page(next, context)?;
+                let id = self.code_page(next.start(), context)?;
                 let tail = &mut bytes[first..first + LONGEST];
                 self.read_code(id, Gva::new(next.number() << 12), tail)?;
                 second = Some((next, id));
@@ -262,7 +261,7 @@ impl Vcpu {
                 return Ok(self.write_block(&source, linear, page, second));
             }
             // A page died meanwhile: its successor, if it is one.
-            page = self.code_page(linear.frame(), context)?;
+            page = self.code_page(linear, context)?;
         }
     }
 

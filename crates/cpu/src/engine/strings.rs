@@ -163,7 +163,7 @@ impl Vcpu {
                 break;
             }
             self.memory.mmio.begin();
-            let fast = if left > 1 {
+            let fast = if left > 1 && self.may_chain() {
                 self.string_run(op, left)?
             } else {
                 0

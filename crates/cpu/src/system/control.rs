@@ -68,8 +68,8 @@ impl Context<'_> {
     /// `MOV` from a control register.
     pub(super) fn read_control(&mut self, instruction: &Instruction) -> Result<Next, Abort> {
         let number = instruction.op1_register().number();
-        require_control(number)?;
         self.require_cpl0()?;
+        require_control(number)?;
         let value = match number {
             0 => self.state.cr0,
             2 => self.state.cr2,
@@ -85,8 +85,8 @@ impl Context<'_> {
     /// `MOV` to a control register.
     pub(super) fn write_control(&mut self, instruction: &Instruction) -> Result<Next, Abort> {
         let number = instruction.op0_register().number();
-        require_control(number)?;
         self.require_cpl0()?;
+        require_control(number)?;
         let value = self.state.register(instruction.op1_register());
         let next = self.next_rip(instruction);
         match number {

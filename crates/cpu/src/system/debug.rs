@@ -178,10 +178,10 @@ impl Context<'_> {
     /// CR4.DE.
     fn debug_register(&mut self, number: usize) -> Result<usize, Abort> {
         let aliased = matches!(number, 4 | 5);
+        self.require_cpl0()?;
         if number > 7 || aliased && self.state.cr4_has(Cr4::DE) {
             return Err(undefined());
         }
-        self.require_cpl0()?;
         if self.state.dr7 & DR7_GD != 0 {
             return Err(debug(DR6_BD));
         }

@@ -110,11 +110,12 @@ impl Delivery {
     }
 }
 
-/// Whether the exception is a fault, whose frame has RF set.
+/// Whether the exception is a fault, whose frame has RF set. So has that of a double fault, which
+/// takes the place of one.
 fn is_fault(vector: u8) -> bool {
     !matches!(
         vector,
-        vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF | vector::MC
+        vector::DB | vector::NMI | vector::BP | vector::OF | vector::MC
     )
 }
 

@@ -134,9 +134,14 @@ impl CpuState {
 
     /// Whether a linear address is canonical: a sign-extended 48- or 57-bit number.
     pub fn is_canonical(&self, linear: u64) -> bool {
+        self.sign_extended(linear) == linear
+    }
+
+    /// The canonical address with the same lower 48 or 57 bits.
+    pub(super) fn sign_extended(&self, linear: u64) -> u64 {
         let width = if self.cr4_has(Cr4::LA57) { 57 } else { 48 };
         let shift = 64 - width;
-        ((linear as i64) << shift >> shift) as u64 == linear
+        ((linear as i64) << shift >> shift) as u64
     }
 }
 

@@ -113,7 +113,7 @@ impl Context<'_> {
                 Ok(())
             }
             msr::STAR => Self::put(&mut self.state.msrs.star, value),
-            msr::SFMASK => Self::put(&mut self.state.msrs.sfmask, value & 0xffff_ffff),
+            msr::SFMASK => Self::put(&mut self.state.msrs.sfmask, value),
             msr::SYSENTER_CS => Self::put(&mut self.state.msrs.sysenter_cs, value & 0xffff_ffff),
             msr::PAT if x86::msr::pat_is_valid(value) => Self::put(&mut self.state.msrs.pat, value),
             msr::TSC_AUX if value >> 32 == 0 => Self::put(&mut self.state.msrs.tsc_aux, value),
@@ -133,11 +133,18 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// MSRs that hold a linear address.
+    /// MSRs that hold a linear address. Those of `SYSENTER` are made canonical rather than refused,
+    /// as the kernel's KVM does: AMD's keep 32 bits, Intel's fault.
     fn write_address_msr(&mut self, index: u32, value: u64) -> Result<(), Abort> {
-        if !self.state.is_canonical(value) {
+        let sysenter = matches!(index, msr::SYSENTER_ESP | msr::SYSENTER_EIP);
+        if !sysenter && !self.state.is_canonical(value) {
             return Err(general());
         }
+        let value = if sysenter {
+            self.state.sign_extended(value)
+        } else {
+            value
+        };
         let state = &mut *self.state;
         match index {
             msr::FS_BASE => state.segments.fs.base = value,

@@ -112,7 +112,7 @@ impl Context<'_> {
         let mut stack = Stack::current(self.state);
         if instruction.mnemonic() == Mnemonic::Push {
             let selector = self.state.segments.get(register).selector;
-            stack.push(self, u64::from(selector), width)?;
+            stack.push_selector(self, selector, width)?;
             stack.commit(self.state);
         } else {
             let selector = stack.peek_short(self)?;

@@ -129,6 +129,24 @@ impl Stack {
         Ok(())
     }
 
+    /// Pushes a selector. In a slot of 32 bits only the lower 16 are written (SDM 2, `PUSH`).
+    pub(super) fn push_selector(
+        &mut self,
+        ctx: &mut Context<'_>,
+        selector: u16,
+        width: Width,
+    ) -> Result<(), Abort> {
+        if width != Width::Dword {
+            return self.push(ctx, u64::from(selector), width);
+        }
+        let sp = self.moved(width.bytes().wrapping_neg());
+        let gva = self.address(ctx.state, sp, 2)?;
+        ctx.memory
+            .write(gva, &selector.to_le_bytes(), self.privilege)?;
+        self.sp = sp;
+        Ok(())
+    }
+
     /// Pushes several values, the first one highest, all or none.
     pub(super) fn push_all(
         &mut self,
@@ -196,8 +214,13 @@ impl Stack {
             slot.copy_from_slice(&value.to_le_bytes());
         }
         let sp = self.sp.wrapping_sub(len as u64);
-        let gva = self.address(ctx.state, sp, len as u64)?;
-        ctx.memory.write(gva, &bytes[..len], self.privilege)?;
+        let written = self
+            .address(ctx.state, sp, len as u64)
+            .and_then(|gva| ctx.memory.write(gva, &bytes[..len], self.privilege));
+        if written.is_err() {
+            // Slot by slot, so that CR2 names the one that faults first.
+            return self.push_all(ctx, values, Width::Qword);
+        }
         self.sp = sp;
         Ok(())
     }

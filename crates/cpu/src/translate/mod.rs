@@ -34,6 +34,8 @@ pub(crate) const SCRATCH: Reg = Reg::RCX;
 pub(crate) const MAX_INSTRUCTIONS: usize = 48;
 /// Host code of the longest block, generously.
 pub(crate) const MAX_BLOCK_BYTES: usize = 32 * 1024;
+/// The longest instruction.
+pub(crate) const LONGEST: usize = 15;
 
 /// Where the translation of an instruction begins: for faults that signals report.
 #[derive(Clone, Copy, Debug)]
@@ -144,8 +146,11 @@ impl Translator {
         };
         let mut end = 0;
         while self.decoded.len() < most && decoder.can_decode() {
+            let begin = decoder.position();
             let instruction = decoder.decode();
-            if decoder.last_error() == DecoderError::NoMoreBytes {
+            let has_all = source.bytes.len() - begin >= LONGEST;
+            // With all bytes there, it is longer than any instruction may be.
+            if decoder.last_error() == DecoderError::NoMoreBytes && !has_all {
                 break;
             }
             end = decoder.position();
@@ -266,6 +271,14 @@ impl Block<'_> {
         let index = self.tables.instructions.len() as u32;
         self.tables.instructions.push(*instruction);
         self.exit_here(Reason::Rust { instruction: index })
+    }
+
+    /// `#GP(0)`.
+    fn raise_general(&mut self) -> Flow {
+        self.exit_here(Reason::Raise(crate::Exception::with_code(
+            x86::vector::GP,
+            0,
+        )))
     }
 
     fn raise(&mut self, vector: u8) -> Flow {

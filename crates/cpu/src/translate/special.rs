@@ -2,6 +2,7 @@
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
+use super::LONGEST;
 use super::address::segment_number;
 use super::generic::has_memory;
 use super::registers::{number, tmp};
@@ -122,6 +123,9 @@ fn is_offered(instruction: &Instruction) -> bool {
 impl Block<'_> {
     /// What happens instead where the instruction is not offered, or its unit is switched off.
     pub(super) fn unavailable(&mut self, instruction: &Instruction) -> Option<Flow> {
+        if instruction.is_invalid() && instruction.len() >= LONGEST {
+            return Some(self.raise_general());
+        }
         if !is_offered(instruction) {
             return Some(self.raise(x86::vector::UD));
         }

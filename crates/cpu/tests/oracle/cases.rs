@@ -12,10 +12,11 @@ mod syscalls;
 mod tasks;
 
 use crate::compare::differences;
-use crate::guest::{Guest, Outcome};
+use crate::guest::{End, Guest, Outcome};
 use crate::kernel::Kernel;
-use crate::layout::{Start, sel};
+use crate::layout::{HANDLERS, HLT, Start, sel};
 use crate::ours::Ours;
+use x86::rflags;
 
 /// Every selector worth trying.
 const SELECTORS: [u16; 30] = [
@@ -51,41 +52,135 @@ const SELECTORS: [u16; 30] = [
     0x0f, // in the LDT
 ];
 
-const HLT: u8 = 0xf4;
-
-/// A deviation of `/dev/kvm` from the manuals: the cases whose names hold all these words, and why.
+/// Where `/dev/kvm` may deviate from the manuals. Hardware-assisted KVM deviates nowhere here; the
+/// software KVM of some hosts does, and says so by what it does.
 struct Deviation {
-    words: &'static [&'static str],
     reason: &'static str,
+    applies: fn(&Pair<'_>) -> bool,
 }
 
-/// Runs the guests on both, and fails with all differences that no deviation explains.
-fn agree(guests: Vec<Guest>, deviations: &[Deviation]) {
+/// A guest on both sides, with what differs.
+struct Pair<'a> {
+    guest: &'a Guest,
+    ours: &'a Outcome,
+    theirs: &'a Outcome,
+    lines: &'a [String],
+}
+
+impl Pair<'_> {
+    fn named(&self, words: &[&str]) -> bool {
+        words.iter().any(|word| self.guest.name.contains(word))
+    }
+
+    fn is_user(&self) -> bool {
+        self.named(&["User32", "UserCompatibility", "UserLong"])
+    }
+
+    /// Whether only these differ.
+    fn only(&self, what: &[&str]) -> bool {
+        self.lines
+            .iter()
+            .all(|line| what.iter().any(|word| line.starts_with(word)))
+    }
+}
+
+const UNDEFINED_HANDLER: u64 = HANDLERS + 0x61;
+
+const DEVIATIONS: &[Deviation] = &[
+    Deviation {
+        reason: "no 32-bit and no PAE paging",
+        applies: |pair| {
+            let paged = |outcome: &Outcome| outcome.state.cr0 >> 31 != 0;
+            let legacy = |outcome: &Outcome| outcome.state.msrs.efer & 1 << 10 == 0;
+            pair.guest.name.starts_with("Paged32")
+                || paged(pair.ours) && legacy(pair.ours) && !paged(pair.theirs)
+        },
+    },
+    Deviation {
+        reason: "an instruction that its emulator does not know",
+        applies: |pair| matches!(pair.theirs.end, End::Failed(_)),
+    },
+    Deviation {
+        reason: "an instruction that its emulator does not know, as #UD in user mode",
+        applies: |pair| pair.is_user() && pair.theirs.state.rip == UNDEFINED_HANDLER,
+    },
+    Deviation {
+        reason: "events in virtual-8086 mode don't save its segments",
+        applies: |pair| {
+            let left = |outcome: &Outcome| outcome.state.rflags & rflags::VM == 0;
+            let begun = pair.guest.state.rflags & rflags::VM != 0;
+            begun && (left(pair.ours) || pair.ours.end == End::Shutdown)
+                || pair.named(&["iret flags 0x2"])
+        },
+    },
+    Deviation {
+        reason: "its emulator goes round in circles",
+        applies: |pair| pair.theirs.end == End::Endless,
+    },
+    Deviation {
+        reason: "IOPL of user code and of IRET is dropped",
+        applies: |pair| pair.only(&["rflags", "[0x8f"]) && iopl(pair.ours) != iopl(pair.theirs),
+    },
+    Deviation {
+        reason: "data segments of an inner level survive IRET",
+        applies: |pair| pair.only(&["es:", "ds:", "fs:", "gs:", "rflags", "cr2", "[0x8fd"]),
+    },
+];
+
+fn iopl(outcome: &Outcome) -> u64 {
+    outcome.state.rflags & rflags::IOPL
+}
+
+/// Runs the guests on both, and fails with all differences that no deviation explains: neither the
+/// general ones nor those that these guests have by their names.
+fn agree(guests: Vec<Guest>, excused: &[(&str, &str)]) {
     let Some(mut kernel) = Kernel::open() else {
         return;
     };
     let mut ours = Ours::new(&kernel.cpuid);
     let mut report = Vec::new();
-    let (count, mut excused) = (guests.len(), 0);
+    let (count, mut deviating) = (guests.len(), 0);
     for guest in guests {
-        let theirs = kernel.run(&guest);
-        let lines = differences(&ours.run(&guest), &theirs);
+        let (ours, theirs) = (ours.run(&guest), kernel.run(&guest));
+        let lines = &differences(&ours, &theirs);
         if lines.is_empty() {
             continue;
         }
-        let words = |deviation: &&Deviation| {
-            deviation.words.iter().all(|word| guest.name.contains(word))
+        let pair = Pair {
+            guest: &guest,
+            ours: &ours,
+            theirs: &theirs,
+            lines,
         };
-        if let Some(deviation) = deviations.iter().find(words) {
-            assert!(!deviation.reason.is_empty());
-            excused += 1;
+        let general = DEVIATIONS
+            .iter()
+            .find(|deviation| (deviation.applies)(&pair));
+        let reason = general.map(|deviation| deviation.reason);
+        let named = || {
+            excused
+                .iter()
+                .find(|(word, _)| pair.named(&[word]))
+                .map(|it| it.1)
+        };
+        if let Some(reason) = reason.or_else(named) {
+            assert!(!reason.is_empty());
+            deviating += 1;
         } else {
             report.push(format!("{}\n    {}", guest.name, lines.join("\n    ")));
         }
     }
-    println!("{count} guests, {excused} of them where /dev/kvm deviates from the manuals");
-    let shown = report.iter().take(25).cloned().collect::<Vec<_>>().join("\n");
-    assert!(report.is_empty(), "{} of {count} guests differ:\n{shown}", report.len());
+    println!("{count} guests; {deviating} where /dev/kvm deviates from the manuals");
+    let shown = report
+        .iter()
+        .take(60)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(
+        report.is_empty(),
+        "{} of {count} guests differ:\n{shown}",
+        report.len()
+    );
 }
 
 /// The code, then a `HLT`.
@@ -110,12 +205,4 @@ fn with_rax(name: &str, start: Start, code: &[u8], rax: u64) -> Guest {
     guest.state.gpr[6] = crate::layout::DATA;
     guest.state.gpr[7] = crate::layout::DATA + 0x100;
     guest
-}
-
-/// What a single guest becomes on both.
-#[allow(dead_code, reason = "for looking at one guest while writing cases")]
-fn both(guest: &Guest) -> Option<(Outcome, Outcome)> {
-    let mut kernel = Kernel::open()?;
-    let mut ours = Ours::new(&kernel.cpuid);
-    Some((ours.run(guest), kernel.run(guest)))
 }

@@ -12,10 +12,13 @@ pub fn differences(ours: &Outcome, theirs: &Outcome) -> Vec<String> {
         lines.push(format!("end: ours {:?}, theirs {:?}", ours.end, theirs.end));
     }
     if ours.seen != theirs.seen {
-        lines.push(format!("exits: ours {:x?}, theirs {:x?}", ours.seen, theirs.seen));
+        lines.push(format!(
+            "exits: ours {:x?}, theirs {:x?}",
+            ours.seen, theirs.seen
+        ));
     }
-    // After a shutdown the state is not defined.
-    if ours.end == End::Shutdown && theirs.end == End::Shutdown {
+    // After a shutdown the state is not defined, nor is it where a watch interrupts.
+    if ours.end == theirs.end && matches!(ours.end, End::Shutdown | End::Endless) {
         return lines;
     }
     registers(&ours.state, &theirs.state, &mut lines);
@@ -43,10 +46,18 @@ fn registers(ours: &CpuState, theirs: &CpuState, lines: &mut Vec<String>) {
     compare("dr7", ours.dr7, theirs.dr7);
     compare("gdt base", ours.gdtr.base, theirs.gdtr.base);
     compare("idt base", ours.idtr.base, theirs.idtr.base);
-    compare("idt limit", ours.idtr.limit.into(), theirs.idtr.limit.into());
+    compare(
+        "idt limit",
+        ours.idtr.limit.into(),
+        theirs.idtr.limit.into(),
+    );
     compare("star", ours.msrs.star, theirs.msrs.star);
     compare("lstar", ours.msrs.lstar, theirs.msrs.lstar);
-    compare("kernel gs base", ours.msrs.kernel_gs_base, theirs.msrs.kernel_gs_base);
+    compare(
+        "kernel gs base",
+        ours.msrs.kernel_gs_base,
+        theirs.msrs.kernel_gs_base,
+    );
     let (a, b) = (&ours.segments, &theirs.segments);
     let pairs = [
         ("es", &a.es, &b.es),
@@ -84,7 +95,11 @@ fn segments(name: &str, ours: &Segment, theirs: &Segment, lines: &mut Vec<String
 }
 
 fn memory(ours: &[u8], theirs: &[u8], lines: &mut Vec<String>) {
-    let differing = ours.iter().zip(theirs).enumerate().filter(|(_, (a, b))| a != b);
+    let differing = ours
+        .iter()
+        .zip(theirs)
+        .enumerate()
+        .filter(|(_, (a, b))| a != b);
     for (at, (a, b)) in differing.take(8) {
         lines.push(format!("[{at:#x}]: ours {a:#x}, theirs {b:#x}"));
     }

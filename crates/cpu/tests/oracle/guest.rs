@@ -46,7 +46,9 @@ pub const MAX_EXITS: usize = 64;
 
 /// What an input port or a device register gives: bytes that tell where they come from.
 pub fn input(from: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|n| (from.wrapping_mul(7) + n * 13 + 1) as u8).collect()
+    (0..len as u64)
+        .map(|n| (from.wrapping_mul(7) + n * 13 + 1) as u8)
+        .collect()
 }
 
 impl Guest {

@@ -2,7 +2,7 @@
 
 use cpu::{CpuState, Segment};
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, CpuId, Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs,
     kvm_segment, kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -11,6 +11,7 @@ use x86::msr;
 
 use crate::guest::{End, Guest, MAX_EXITS, Outcome, Seen, input};
 use crate::layout::MEMORY;
+use crate::watch::Watch;
 
 /// One VM that runs guest after guest.
 pub struct Kernel {
@@ -99,7 +100,8 @@ impl Kernel {
             }
         };
         let vm = kvm.create_vm().expect("a VM");
-        vm.set_tss_address(0xfffb_d000).expect("an address for KVM's own TSS");
+        vm.set_tss_address(0xfffb_d000)
+            .expect("an address for KVM's own TSS");
         let memory = map(MEMORY);
         let region = kvm_userspace_memory_region {
             slot: 0,
@@ -111,9 +113,16 @@ impl Kernel {
         // SAFETY: the mapping is as long as the region and lives as long as the process.
         unsafe { vm.set_user_memory_region(region) }.expect("a memory slot");
         let vcpu = vm.create_vcpu(0).expect("a vCPU");
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).expect("CPUID");
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .expect("CPUID");
         vcpu.set_cpuid2(&cpuid).expect("CPUID to be set");
-        Some(Self { _vm: vm, vcpu, memory, cpuid })
+        Some(Self {
+            _vm: vm,
+            vcpu,
+            memory,
+            cpuid,
+        })
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -125,13 +134,25 @@ impl Kernel {
     fn set_state(&mut self, state: &CpuState) {
         let mut sregs = self.vcpu.get_sregs().expect("special registers");
         put_special(&mut sregs, state);
-        self.vcpu.set_sregs(&sregs).expect("special registers to be set");
-        self.vcpu.set_regs(&general(state)).expect("registers to be set");
+        self.vcpu
+            .set_sregs(&sregs)
+            .expect("special registers to be set");
+        self.vcpu
+            .set_regs(&general(state))
+            .expect("registers to be set");
         let events = kvm_vcpu_events::default();
-        self.vcpu.set_vcpu_events(&events).expect("events to be set");
-        let debug =
-            kvm_debugregs { db: state.dr, dr6: state.dr6, dr7: state.dr7, ..Default::default() };
-        self.vcpu.set_debug_regs(&debug).expect("debug registers to be set");
+        self.vcpu
+            .set_vcpu_events(&events)
+            .expect("events to be set");
+        let debug = kvm_debugregs {
+            db: state.dr,
+            dr6: state.dr6,
+            dr7: state.dr7,
+            ..Default::default()
+        };
+        self.vcpu
+            .set_debug_regs(&debug)
+            .expect("debug registers to be set");
         let mut state = state.clone();
         let entries = MSRS.map(|index| kvm_msr_entry {
             index,
@@ -139,7 +160,10 @@ impl Kernel {
             ..Default::default()
         });
         let msrs = Msrs::from_entries(&entries).expect("a list of MSRs");
-        assert_eq!(self.vcpu.set_msrs(&msrs).expect("MSRs to be set"), MSRS.len());
+        assert_eq!(
+            self.vcpu.set_msrs(&msrs).expect("MSRs to be set"),
+            MSRS.len()
+        );
     }
 
     fn state(&self) -> CpuState {
@@ -154,7 +178,10 @@ impl Kernel {
         state.rflags = regs.rflags;
         let debug = self.vcpu.get_debug_regs().expect("debug registers");
         (state.dr, state.dr6, state.dr7) = (debug.db, debug.dr6, debug.dr7);
-        let entries = MSRS.map(|index| kvm_msr_entry { index, ..Default::default() });
+        let entries = MSRS.map(|index| kvm_msr_entry {
+            index,
+            ..Default::default()
+        });
         let mut msrs = Msrs::from_entries(&entries).expect("a list of MSRs");
         self.vcpu.get_msrs(&mut msrs).expect("MSRs");
         for entry in msrs.as_slice() {
@@ -167,6 +194,7 @@ impl Kernel {
     pub fn run(&mut self, guest: &Guest) -> Outcome {
         self.bytes().copy_from_slice(&guest.memory);
         self.set_state(&guest.state);
+        let watch = Watch::signal_this_thread();
         let mut seen = Vec::new();
         let end = loop {
             if seen.len() > MAX_EXITS {
@@ -177,33 +205,57 @@ impl Kernel {
                 Some(end) => break end,
             }
         };
-        Outcome { seen, end, state: self.state(), memory: self.bytes().to_vec() }
+        drop(watch);
+        Outcome {
+            seen,
+            end,
+            state: self.state(),
+            memory: self.bytes().to_vec(),
+        }
     }
 
     /// One exit; `None` where the guest goes on.
     fn exit(&mut self, seen: &mut Vec<Seen>) -> Option<End> {
         match self.vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
-                seen.push(Seen::Out { port, data: data.to_vec() });
+                seen.push(Seen::Out {
+                    port,
+                    data: data.to_vec(),
+                });
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 // Size and count are not told apart here.
-                seen.push(Seen::In { port, size: data.len() as u8, count: 1 });
+                seen.push(Seen::In {
+                    port,
+                    size: data.len() as u8,
+                    count: 1,
+                });
                 data.copy_from_slice(&input(port.into(), data.len()));
             }
             Ok(VcpuExit::MmioWrite(gpa, data)) => {
-                seen.push(Seen::Write { gpa, data: data.to_vec() });
+                seen.push(Seen::Write {
+                    gpa,
+                    data: data.to_vec(),
+                });
             }
             Ok(VcpuExit::MmioRead(gpa, data)) => {
-                seen.push(Seen::Read { gpa, len: data.len() as u8 });
+                seen.push(Seen::Read {
+                    gpa,
+                    len: data.len() as u8,
+                });
                 data.copy_from_slice(&input(gpa, data.len()));
             }
             Ok(VcpuExit::Debug(debug)) => {
-                seen.push(Seen::Debug { pc: debug.pc, dr6: debug.dr6 });
+                seen.push(Seen::Debug {
+                    pc: debug.pc,
+                    dr6: debug.dr6,
+                });
             }
             Ok(VcpuExit::Hlt) => return Some(End::Halt),
             Ok(VcpuExit::Shutdown) => return Some(End::Shutdown),
             Ok(other) => return Some(End::Failed(format!("{other:?}"))),
+            // The watch has run out.
+            Err(error) if error.errno() == libc::EINTR => return Some(End::Endless),
             Err(error) => return Some(End::Failed(error.to_string())),
         }
         None
@@ -211,7 +263,24 @@ impl Kernel {
 }
 
 fn general(state: &CpuState) -> kvm_regs {
-    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = state.gpr;
+    let [
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rsp,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+    ] = state.gpr;
     kvm_regs {
         rax,
         rcx,
@@ -244,7 +313,11 @@ fn put_special(sregs: &mut kvm_sregs, state: &CpuState) {
     sregs.ss = to_kvm(&s.ss);
     sregs.tr = to_kvm(&s.tr);
     sregs.ldt = to_kvm(&s.ldtr);
-    let table = |base, limit| kvm_dtable { base, limit, ..Default::default() };
+    let table = |base, limit| kvm_dtable {
+        base,
+        limit,
+        ..Default::default()
+    };
     sregs.gdt = table(state.gdtr.base, state.gdtr.limit);
     sregs.idt = table(state.idtr.base, state.idtr.limit);
     (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);

@@ -11,8 +11,11 @@
 //! | 0x07000  | code                                                      |
 //! | 0x08000  | top of the stack                                          |
 //! | 0x09000  | stack of level 0; 0xa000 of level 1; 0xb000 of IST 1      |
-//! | 0x0c000  | page tables: PML4, PDPT, PD; 0xf000 the 32-bit directory  |
+//! | 0x0c000  | page tables: PML4, PDPT, PD                               |
+//! | 0x05000  | 32-bit page directory; its table at 0xf000                 |
 //! | 0x20000  | handlers, each a `HLT`                                    |
+//!
+//! Everywhere else where a guest may lose its way there are `HLT`s.
 
 use cpu::{CpuState, Segment, TableRegister};
 
@@ -29,8 +32,10 @@ pub const STACK: u64 = 0x8000;
 pub const STACK0: u64 = 0x9000;
 pub const IST1: u64 = 0xb000;
 pub const PML4: u64 = 0xc000;
-pub const DIRECTORY32: u64 = 0xf000;
+pub const DIRECTORY32: u64 = 0x5000;
 pub const HANDLERS: u64 = 0x2_0000;
+
+pub const HLT: u8 = 0xf4;
 
 /// Selectors.
 pub mod sel {
@@ -96,13 +101,6 @@ impl Start {
         }
     }
 
-    pub fn is_user(self) -> bool {
-        matches!(
-            self,
-            Self::Virtual8086 | Self::User32 | Self::UserCompatibility | Self::UserLong
-        )
-    }
-
     pub fn is_long(self) -> bool {
         matches!(
             self,
@@ -126,6 +124,9 @@ fn put64(memory: &mut [u8], at: u64, value: u64) {
 /// The memory of every guest, without its code.
 pub fn memory(start: Start) -> Vec<u8> {
     let mut memory = vec![0; MEMORY];
+    for range in [0x7000..0x8800, 0x1_0000..MEMORY] {
+        memory[range].fill(HLT);
+    }
     real_vectors(&mut memory);
     descriptors(&mut memory, start);
     interrupt_gates(&mut memory, start);
@@ -137,7 +138,7 @@ pub fn memory(start: Start) -> Vec<u8> {
 fn real_vectors(memory: &mut [u8]) {
     for vector in 0..256u64 {
         let handler = HANDLERS + 16 * vector;
-        put(memory, handler, &[0xf4]);
+        put(memory, handler, &[HLT]);
         let segment = ((HANDLERS >> 4) as u16).to_le_bytes();
         put(memory, vector * 4, &((16 * vector) as u16).to_le_bytes());
         put(memory, vector * 4 + 2, &segment);
@@ -185,7 +186,11 @@ fn descriptors(memory: &mut [u8], start: Start) {
 fn interrupt_gates(memory: &mut [u8], start: Start) {
     for vector in 0..256u64 {
         let handler = HANDLERS + 16 * vector;
-        let dpl = if matches!(vector, 3 | 4 | 0x80..) { 3 } else { 0 };
+        let dpl = if matches!(vector, 3 | 4 | 0x80..) {
+            3
+        } else {
+            0
+        };
         let kind = match vector {
             0x82 if !start.is_long() => 6,
             0x83 => 15,
@@ -215,12 +220,24 @@ fn interrupt_gates(memory: &mut [u8], start: Start) {
     }
 }
 
-/// The first 2 MiB and the first 4 MiB, for everybody, one to one; beyond them nothing.
+/// The first 2 MiB, or all of memory in 4 KiB pages, for everybody, one to one; beyond them
+/// nothing.
 fn page_tables(memory: &mut [u8]) {
     put64(memory, PML4, (PML4 + 0x1000) | 7);
     put64(memory, PML4 + 0x1000, (PML4 + 0x2000) | 7);
     put64(memory, PML4 + 0x2000, 0x87);
-    put64(memory, DIRECTORY32, 0x87);
+    put(
+        memory,
+        DIRECTORY32,
+        &((DIRECTORY32 as u32 + 0xa000) | 7).to_le_bytes(),
+    );
+    for page in 0..64u32 {
+        put(
+            memory,
+            DIRECTORY32 + 0xa000 + 4 * u64::from(page),
+            &(page << 12 | 7).to_le_bytes(),
+        );
+    }
 }
 
 fn task_states(memory: &mut [u8], start: Start) {
@@ -253,7 +270,13 @@ fn task_states(memory: &mut [u8], start: Start) {
 }
 
 fn segment(selector: u16, attributes: u16, limit: u32) -> Segment {
-    Segment { base: 0, limit, selector, attributes, unusable: false }
+    Segment {
+        base: 0,
+        limit,
+        selector,
+        attributes,
+        unusable: false,
+    }
 }
 
 fn real_segment(selector: u16, attributes: u16) -> Segment {
@@ -290,13 +313,22 @@ pub fn state(start: Start) -> CpuState {
     state.gpr[4] = STACK;
     state.segments.cs = real_segment(0, 0x9b);
     put_data(&mut state, real_segment(0, 0x93));
-    state.idtr = TableRegister { base: 0, limit: 0x3ff };
+    state.idtr = TableRegister {
+        base: 0,
+        limit: 0x3ff,
+    };
     state.segments.ldtr = segment(0, 0x82, 0xffff);
     state.segments.tr = segment(0, 0x8b, 0xffff);
     if start != Start::Real {
         state.cr0 |= 1;
-        state.gdtr = TableRegister { base: GDT, limit: 0xff };
-        state.idtr = TableRegister { base: IDT, limit: 0xfff };
+        state.gdtr = TableRegister {
+            base: GDT,
+            limit: 0xff,
+        };
+        state.idtr = TableRegister {
+            base: IDT,
+            limit: 0xfff,
+        };
         state.segments.tr = segment(sel::TSS, 0x8b, 0x97);
         state.segments.tr.base = TSS;
         put_code_and_data(&mut state, start);
@@ -323,19 +355,26 @@ fn put_code_and_data(state: &mut CpuState, start: Start) {
             state.rflags |= 1 << 17;
             (real_segment(0, 0xf3), real_segment(0, 0xf3))
         }
-        Start::Protected16 => {
-            (segment(sel::CODE16, 0x9b, 0xffff), segment(sel::DATA16, 0x93, 0xffff))
-        }
-        Start::Protected32 | Start::Paged32 | Start::Compatibility => {
-            (segment(sel::CODE32, 0xc09b, all), segment(sel::DATA32, 0xc093, all))
-        }
-        Start::User32 | Start::UserCompatibility => {
-            (segment(sel::USER_CODE32, 0xc0fb, all), segment(sel::USER_DATA32, 0xc0f3, all))
-        }
-        Start::Long => (segment(sel::CODE64, 0xa09b, all), segment(sel::DATA32, 0xc093, all)),
-        Start::UserLong => {
-            (segment(sel::USER_CODE64, 0xa0fb, all), segment(sel::USER_DATA32, 0xc0f3, all))
-        }
+        Start::Protected16 => (
+            segment(sel::CODE16, 0x9b, 0xffff),
+            segment(sel::DATA16, 0x93, 0xffff),
+        ),
+        Start::Protected32 | Start::Paged32 | Start::Compatibility => (
+            segment(sel::CODE32, 0xc09b, all),
+            segment(sel::DATA32, 0xc093, all),
+        ),
+        Start::User32 | Start::UserCompatibility => (
+            segment(sel::USER_CODE32, 0xc0fb, all),
+            segment(sel::USER_DATA32, 0xc0f3, all),
+        ),
+        Start::Long => (
+            segment(sel::CODE64, 0xa09b, all),
+            segment(sel::DATA32, 0xc093, all),
+        ),
+        Start::UserLong => (
+            segment(sel::USER_CODE64, 0xa0fb, all),
+            segment(sel::USER_DATA32, 0xc0f3, all),
+        ),
     };
     state.segments.cs = cs;
     put_data(state, data);

@@ -5,9 +5,14 @@
 //! something that ends it. Where `/dev/kvm` does not open, the guests run on our CPU alone, against
 //! what each says of itself; `REQUIRE_KVM=1` makes that a failure.
 
+#![expect(unsafe_code, reason = "shares memory with guests, as a monitor does")]
+#![allow(unreachable_pub, reason = "the modules of one test program")]
+#![allow(missing_docs, reason = "the modules of one test program")]
+
 mod cases;
 mod compare;
 mod guest;
 mod kernel;
 mod layout;
 mod ours;
+mod watch;

@@ -9,7 +9,7 @@ use cpu::{
     VcpuConfig,
 };
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX};
-use memory::quiesce::Domain;
+use memory::quiesce::{Domain, Requests};
 use memory::slot::{Region, Slots, SlotsConfig};
 use mmu::{Mmu, MmuConfig, VcpuMmu};
 use x86::vector;
@@ -17,6 +17,7 @@ use x86::vector;
 use crate::guest::{End, Guest, MAX_EXITS, Outcome, Seen, input};
 use crate::kernel::map;
 use crate::layout::MEMORY;
+use crate::watch::Watch;
 
 /// One VM that runs guest after guest.
 pub struct Ours {
@@ -104,14 +105,21 @@ impl Ours {
             hva: Hva::new(memory as u64),
         };
         slots.set_region(&region).expect("a memory slot");
-        let platform = Everything { cpuid: cpuid.clone() };
+        let platform = Everything {
+            cpuid: cpuid.clone(),
+        };
         let config = VcpuConfig {
             code: Arc::new(CodeMap::default()),
             cache_size: 16 << 20,
             offer: Offer::from_cpuid(|leaf, subleaf| platform.leaf(leaf, subleaf)),
         };
         let vcpu = Vcpu::new(config, VcpuMmu::new(&mmu, 0), &domain).expect("a vCPU");
-        Self { vcpu, platform, memory, _mmu: mmu }
+        Self {
+            vcpu,
+            platform,
+            memory,
+            _mmu: mmu,
+        }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -126,6 +134,8 @@ impl Ours {
         *self.vcpu.state_mut() = guest.state.clone();
         *self.vcpu.fpu_mut() = cpu::fpu::FpuState::default();
         let mut seen = Vec::new();
+        let kicker = self.vcpu.kicker();
+        let watch = Watch::start(move || kicker.request(Requests::EXIT));
         let end = loop {
             if seen.len() > MAX_EXITS {
                 break End::Endless;
@@ -135,21 +145,34 @@ impl Ours {
                 break end;
             }
         };
+        drop(watch);
         let state = self.vcpu.state().clone();
-        Outcome { seen, end, state, memory: self.bytes().to_vec() }
+        Outcome {
+            seen,
+            end,
+            state,
+            memory: self.bytes().to_vec(),
+        }
     }
 
     /// Answers an exit; `Some` where the guest is over.
     fn handle(&mut self, exit: Exit, seen: &mut Vec<Seen>) -> Option<End> {
         match exit {
             Exit::Io(io) if io.direction == IoDirection::Out => {
-                let data = self.vcpu.io_output().to_vec();
-                seen.push(Seen::Out { port: io.port, data });
+                let data = self.vcpu.output().to_vec();
+                seen.push(Seen::Out {
+                    port: io.port,
+                    data,
+                });
                 self.vcpu.complete_io(&[]);
             }
             Exit::Io(io) => {
                 let len = usize::from(io.size) * io.count as usize;
-                seen.push(Seen::In { port: io.port, size: len as u8, count: 1 });
+                seen.push(Seen::In {
+                    port: io.port,
+                    size: len as u8,
+                    count: 1,
+                });
                 self.vcpu.complete_io(&input(io.port.into(), len));
             }
             Exit::Mmio(mmio) => {
@@ -163,7 +186,11 @@ impl Ours {
                     self.vcpu.complete_mmio(&input(gpa, mmio.len.into()));
                 }
             }
-            Exit::Debug(debug) => seen.push(Seen::Debug { pc: debug.pc.raw(), dr6: debug.dr6 }),
+            Exit::Debug(debug) => seen.push(Seen::Debug {
+                pc: debug.pc.raw(),
+                dr6: debug.dr6,
+            }),
+            Exit::Interrupted => return Some(End::Endless),
             Exit::Halt => return Some(End::Halt),
             Exit::Shutdown => return Some(End::Shutdown),
             other => return Some(End::Failed(format!("{other:?}"))),

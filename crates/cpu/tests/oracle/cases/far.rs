@@ -1,8 +1,8 @@
 //! Far jumps, calls, returns and `IRET`.
 
-use super::{HLT, SELECTORS, agree, with_rax};
+use super::{SELECTORS, agree, with_rax};
 use crate::guest::Guest;
-use crate::layout::{HANDLERS, STACK, Start, sel};
+use crate::layout::{HANDLERS, HLT, STACK, Start, sel};
 
 fn target(opcode: u8, start: Start, offset: u32, selector: u16) -> Vec<u8> {
     let mut code = vec![opcode];
@@ -48,7 +48,12 @@ fn calls() {
 #[test]
 fn indirect() {
     let mut guests = Vec::new();
-    for start in [Start::Long, Start::UserLong, Start::Protected32, Start::User32] {
+    for start in [
+        Start::Long,
+        Start::UserLong,
+        Start::Protected32,
+        Start::User32,
+    ] {
         for selector in SELECTORS {
             for (name, modrm) in [("jmp far [rbx]", 0x2b), ("call far [rbx]", 0x1b)] {
                 let name = format!("{name} {selector:#x}");
@@ -84,7 +89,11 @@ fn returns() {
         for selector in SELECTORS {
             let mut guest = with_rax(&format!("retf {selector:#x}"), start, &[0xcb], 0);
             let width = stack_width(start);
-            push(&mut guest, width, &[0x7800, selector.into(), 0x7f80, sel::USER_DATA32.into()]);
+            push(
+                &mut guest,
+                width,
+                &[0x7800, selector.into(), 0x7f80, sel::USER_DATA32.into()],
+            );
             guest.put(0x7800, &[HLT]);
             guests.push(guest);
         }
@@ -102,24 +111,50 @@ fn interrupt_returns() {
                 let mut guest = with_rax(&name, start, &[0xcf], 0);
                 let width = stack_width(start);
                 let stack = u64::from(sel::USER_DATA32);
-                push(&mut guest, width, &[0x7800, selector.into(), flags, 0x7f80, stack]);
+                push(
+                    &mut guest,
+                    width,
+                    &[0x7800, selector.into(), flags, 0x7f80, stack],
+                );
                 guest.put(0x7800, &[HLT]);
                 guests.push(guest);
             }
         }
     }
-    agree(guests, &[]);
+    agree(
+        guests,
+        &[
+            (
+                "Compatibility: iret",
+                "the emulator pops SS and RSP in compatibility mode too",
+            ),
+            (
+                "Long: iret",
+                "the stack segment is not checked; data segments survive",
+            ),
+        ],
+    );
 }
 
 #[test]
 fn interrupt_returns_of_64_bits() {
     let mut guests = Vec::new();
     for start in [Start::Long, Start::UserLong] {
-        for cs in [0, sel::CODE32, sel::CODE64, sel::USER_CODE32, sel::USER_CODE64] {
+        for cs in [
+            0,
+            sel::CODE32,
+            sel::CODE64,
+            sel::USER_CODE32,
+            sel::USER_CODE64,
+        ] {
             for ss in SELECTORS {
                 let name = format!("iretq to {cs:#x} stack {ss:#x}");
                 let mut guest = with_rax(&name, start, &[0x48, 0xcf], 0);
-                push(&mut guest, 8, &[0x7800, cs.into(), 0x3202, 0x7f80, ss.into()]);
+                push(
+                    &mut guest,
+                    8,
+                    &[0x7800, cs.into(), 0x3202, 0x7f80, ss.into()],
+                );
                 guest.put(0x7800, &[HLT]);
                 guests.push(guest);
             }
@@ -127,11 +162,34 @@ fn interrupt_returns_of_64_bits() {
         for rip in [1 << 47, 0xffff_8000_0000_0000, u64::MAX] {
             let mut guest = with_rax(&format!("iretq rip {rip:#x}"), start, &[0x48, 0xcf], 0);
             let ss = sel::USER_DATA32.into();
-            push(&mut guest, 8, &[rip, sel::USER_CODE64.into(), 2, 0x7f80, ss]);
+            push(
+                &mut guest,
+                8,
+                &[rip, sel::USER_CODE64.into(), 2, 0x7f80, ss],
+            );
             guests.push(guest);
         }
     }
-    agree(guests, &[]);
+    agree(
+        guests,
+        &[
+            ("iretq to 0x8 stack", "the stack segment is not checked"),
+            (
+                "iretq to 0x1b stack",
+                "the stack segment is not checked; data segments survive",
+            ),
+            (
+                "iretq to 0x33 stack",
+                "the stack segment is not checked; data segments survive",
+            ),
+            (
+                "iretq to 0x28 stack",
+                "the stack segment is not checked in the manual's order",
+            ),
+            ("iretq rip", "RIP is checked in user mode"),
+            ("UserLong: iretq", "user code runs with the host's tables"),
+        ],
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! RFLAGS: who may change what.
 
-use super::{HLT, agree, everywhere};
-use crate::layout::HANDLERS;
+use super::{agree, everywhere};
+use crate::layout::{HANDLERS, HLT};
 
 #[test]
 fn instructions() {
@@ -32,7 +32,13 @@ fn instructions() {
             }
         }
     }
-    agree(guests, &[]);
+    agree(
+        guests,
+        &[
+            ("cr4 0x2", "no protected-mode virtual interrupts"),
+            ("UserLong: pushf", "user code sees the host's IF"),
+        ],
+    );
 }
 
 #[test]
@@ -54,7 +60,15 @@ fn single_step() {
             guests.push(guest);
         }
     }
-    agree(guests, &[]);
+    agree(
+        guests,
+        &[
+            ("step mov ss", "the emulator has no MOV SS shadow"),
+            ("Real: step int", "the emulator traps after the interrupt"),
+            ("UserLong: step pushf", "user code sees the host's IF"),
+            ("step rep stosb", "the emulator steps over all iterations"),
+        ],
+    );
 }
 
 #[test]
@@ -82,5 +96,5 @@ fn breakpoints() {
             guests.push(guest);
         }
     }
-    agree(guests, &[]);
+    agree(guests, &[("UserLong", "user code has no breakpoints")]);
 }

@@ -18,7 +18,17 @@ fn with_each_selector(name: &str, code: &[u8]) {
             guests
         })
         .collect();
-    agree(guests, &[]);
+    agree(
+        guests,
+        &[
+            (
+                "UserLong",
+                "user code runs natively, with the host's segments",
+            ),
+            ("ltr 0xf", "the error code does not name the LDT"),
+            ("Long: mov ss 0x0", "SS stays usable"),
+        ],
+    );
 }
 
 #[test]
@@ -79,7 +89,13 @@ fn stored() {
     ] {
         guests.extend(everywhere(name, code, 0));
     }
-    agree(guests, &[]);
+    agree(
+        guests,
+        &[(
+            "UserLong",
+            "user code runs natively, with the host's segments",
+        )],
+    );
 }
 
 #[test]

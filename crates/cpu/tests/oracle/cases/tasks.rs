@@ -38,9 +38,10 @@ fn by_jump_call_gate_and_interrupt() {
 fn there_and_back() {
     let mut guests = Vec::new();
     for start in [Start::Protected32, Start::User32] {
-        for (name, code) in
-            [("call", far(0x9a, sel::TASK_GATE)), ("int", vec![0xcd, 0x85])]
-        {
+        for (name, code) in [
+            ("call", far(0x9a, sel::TASK_GATE)),
+            ("int", vec![0xcd, 0x85]),
+        ] {
             let mut guest = with_rax(&format!("{name}, iret"), start, &code, 0x1234_5678);
             guest.put(HANDLERS + 0xff0, &[0xcf]);
             guests.push(guest);
