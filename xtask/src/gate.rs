@@ -38,6 +38,14 @@ pub(crate) fn check() -> Result<()> {
     cargo(&["test", "--workspace"], &[])
 }
 
+/// Writes the documentation of the ioctl table: the test that compares it, told to write instead.
+pub(crate) fn ioctls() -> Result<()> {
+    cargo(
+        &["test", "-q", "-p", "kvm", "--test", "document"],
+        &[("BLESS", "1")],
+    )
+}
+
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let line = format!("cargo {}", args.join(" "));
     println!("==> {line}");

@@ -23,6 +23,8 @@ enum Task {
     Check,
     /// Fails where a crate depends on one that lies above it
     Layers,
+    /// Writes docs/ioctls.md from the table that dispatch runs on
+    Ioctls,
     /// The kernel's own KVM selftests on our KVM and on the kernel's, side by side
     Selftests(selftests::Options),
     /// Every form of instruction natively and translated, compared bit for bit
@@ -34,6 +36,7 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Check => gate::check(),
         Task::Layers => layers::check(),
+        Task::Ioctls => gate::ioctls(),
         Task::Selftests(options) => selftests::main(&options),
         Task::Differential(arguments) => harness::run("differential", &arguments),
     }

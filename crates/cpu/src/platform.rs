@@ -47,6 +47,12 @@ pub trait Platform {
     fn halt(&mut self, state: &mut CpuState) -> Handled;
     /// `CPUID`.
     fn cpuid(&mut self, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult;
+    /// Whether the guest may reach an MSR at all, the CPU's own included; `write` is the value of a
+    /// `WRMSR`. The default has no filter.
+    fn filter_msr(&mut self, index: u32, write: Option<u64>) -> Result<(), Refusal> {
+        let _ = (index, write);
+        Ok(())
+    }
     /// `RDMSR` of a register that is not in [`crate::CpuMsrs`].
     fn read_msr(&mut self, state: &CpuState, index: u32) -> Result<u64, Refusal>;
     /// `WRMSR` of a register that is not in [`crate::CpuMsrs`].

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::argument::Argument;
@@ -71,12 +71,17 @@ fn write() -> RwLockWriteGuard<'static, Registry> {
     registry().write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// This process is a child that `fork` made: the VMs are its parent's.
-static FORKED: AtomicBool = AtomicBool::new(false);
+/// How many `fork`s lie between this process and the first.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// To be called in the child of a `fork`: as in the kernel, the VMs of the parent answer `EIO`.
 pub fn forked() {
-    FORKED.store(true, Ordering::Relaxed);
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The generation of what is made now.
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
 }
 
 fn identity(fd: RawFd) -> Option<Identity> {
@@ -200,7 +205,12 @@ pub fn close(fd: RawFd) {
 
 /// `ioctl` on an object.
 pub fn dispatch(object: &Object, request: u32, argument: Argument) -> Answer {
-    if FORKED.load(Ordering::Relaxed) && object.level() != Level::System {
+    let born = match object {
+        Object::System(_) => generation(),
+        Object::Vm(vm) => vm.shared().generation(),
+        Object::Vcpu(vcpu) => vcpu.vm().generation(),
+    };
+    if born != generation() {
         return Err(Errno::EIO);
     }
     let row = find(object.level(), request).ok_or_else(|| object.level().unknown())?;

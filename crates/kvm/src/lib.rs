@@ -24,6 +24,7 @@ pub mod paravirt;
 mod raw;
 pub mod service;
 pub mod signals;
+mod stats;
 mod system;
 pub mod table;
 pub mod vcpu;

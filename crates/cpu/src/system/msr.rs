@@ -41,9 +41,11 @@ impl Context<'_> {
         self.require_cpl0()?;
         let next = self.next_rip(instruction);
         let index = self.state.gpr[gpr::RCX] as u32;
-        let value = match self.own_msr(index) {
-            Some(value) => value,
-            None => self.platform_read_msr(index, next)?,
+        let allowed = self.platform.filter_msr(index, None);
+        let value = match (allowed, self.own_msr(index)) {
+            (Err(refusal), _) => return Err(self.left_for_read(refusal, next)),
+            (Ok(()), Some(value)) => value,
+            (Ok(()), None) => self.platform_read_msr(index, next)?,
         };
         self.state.set_edx_eax(value);
         self.state.rip = next;
@@ -56,6 +58,9 @@ impl Context<'_> {
         let next = self.next_rip(instruction);
         let index = self.state.gpr[gpr::RCX] as u32;
         let value = self.state.edx_eax();
+        if let Err(refusal) = self.platform.filter_msr(index, Some(value)) {
+            return Err(self.left_for_write(refusal, next));
+        }
         self.write_msr(index, value, next)?;
         self.state.rip = next;
         Ok(Next::Sequential)
@@ -85,17 +90,26 @@ impl Context<'_> {
     }
 
     fn platform_read_msr(&mut self, index: u32, next: u64) -> Result<u64, Abort> {
-        self.platform
-            .read_msr(self.state, index)
-            .map_err(|refusal| {
-                if let Refusal::Exit(Exit::Msr(_)) = refusal {
-                    self.pending.exit = PendingExit::ReadMsr {
-                        rip: self.state.rip,
-                        next,
-                    };
-                }
-                refused(refusal)
-            })
+        let value = self.platform.read_msr(self.state, index);
+        value.map_err(|refusal| self.left_for_read(refusal, next))
+    }
+
+    /// A refused `RDMSR`; where the monitor answers, the answer completes it.
+    fn left_for_read(&mut self, refusal: Refusal, next: u64) -> Abort {
+        let rip = self.state.rip;
+        if let Refusal::Exit(Exit::Msr(_)) = refusal {
+            self.pending.exit = PendingExit::ReadMsr { rip, next };
+        }
+        refused(refusal)
+    }
+
+    /// A refused `WRMSR`, likewise.
+    fn left_for_write(&mut self, refusal: Refusal, next: u64) -> Abort {
+        let rip = self.state.rip;
+        if let Refusal::Exit(Exit::Msr(_)) = refusal {
+            self.pending.exit = PendingExit::WriteMsr { rip, next };
+        }
+        refused(refusal)
     }
 
     fn write_msr(&mut self, index: u32, value: u64, next: u64) -> Result<(), Abort> {
@@ -108,10 +122,6 @@ impl Context<'_> {
             | msr::SYSENTER_ESP
             | msr::SYSENTER_EIP => self.write_address_msr(index, value),
             msr::EFER => self.write_efer(value),
-            msr::TSC => {
-                self.state.tsc_offset = value.wrapping_sub(host_tsc());
-                Ok(())
-            }
             msr::STAR => Self::put(&mut self.state.msrs.star, value),
             msr::SFMASK => Self::put(&mut self.state.msrs.sfmask, value),
             msr::SYSENTER_CS => Self::put(&mut self.state.msrs.sysenter_cs, value & 0xffff_ffff),
@@ -176,16 +186,9 @@ impl Context<'_> {
     }
 
     fn platform_write_msr(&mut self, index: u32, value: u64, next: u64) -> Result<(), Abort> {
-        let rip = self.state.rip;
         self.effects |= Effects::EVENTS;
-        self.platform
-            .write_msr(self.state, index, value)
-            .map_err(|refusal| {
-                if let Refusal::Exit(Exit::Msr(_)) = refusal {
-                    self.pending.exit = PendingExit::WriteMsr { rip, next };
-                }
-                refused(refusal)
-            })
+        let written = self.platform.write_msr(self.state, index, value);
+        written.map_err(|refusal| self.left_for_write(refusal, next))
     }
 
     /// `RDTSC`, `RDTSCP`.

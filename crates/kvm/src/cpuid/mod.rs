@@ -14,6 +14,8 @@ pub use supported::{emulated, supported};
 
 use crate::errno::Errno;
 
+/// KVM's features, where a monitor usually puts them.
+const PARAVIRTUAL_FEATURES: u32 = 0x4000_0001;
 /// Most entries of a table.
 pub const MAX_ENTRIES: usize = 256;
 
@@ -28,6 +30,8 @@ pub struct Mirrored {
     pub apic: bool,
     /// XCR0.
     pub xcr0: u64,
+    /// `HLT` doesn't leave the guest, so no vCPU can be woken from it by another.
+    pub no_unhalt: bool,
 }
 
 /// One vCPU's table.
@@ -117,6 +121,11 @@ impl Cpuid {
         if let Some(leaf) = self.find_mut(1, 0) {
             put(&mut leaf.ecx, 27, registers.os_xsave);
             put(&mut leaf.edx, 9, registers.apic);
+        }
+        if registers.no_unhalt
+            && let Some(leaf) = self.find_mut(PARAVIRTUAL_FEATURES, 0)
+        {
+            put(&mut leaf.eax, 7, false);
         }
         if let Some(leaf) = self.find_mut(7, 0) {
             put(&mut leaf.ecx, 4, registers.os_pke);
@@ -226,6 +235,7 @@ mod tests {
             os_pke: false,
             apic: false,
             xcr0: 7,
+            no_unhalt: false,
         });
         assert_eq!(cpuid.query(1, 0).ecx >> 27 & 1, 1);
         assert_eq!(cpuid.query(1, 0).edx >> 9 & 1, 0);
@@ -235,6 +245,7 @@ mod tests {
             os_pke: false,
             apic: true,
             xcr0: 1,
+            no_unhalt: false,
         });
         assert_eq!(cpuid.query(1, 0).ecx >> 27 & 1, 0);
         assert_eq!(cpuid.query(0xd, 0).ebx, 576);

@@ -1,5 +1,6 @@
 //! On a vCPU.
 
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -78,6 +79,10 @@ pub(crate) fn pre_fault_memory(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {
     let answer = vcpu.pre_fault_memory(&mut range);
     argument.write(&range)?;
     answer.map(|()| 0)
+}
+
+pub(crate) fn get_stats_fd(vcpu: &Arc<Vcpu>, _: Argument) -> Answer {
+    vcpu.stats_fd().map(|fd| i64::from(fd.into_raw_fd()))
 }
 
 pub(crate) fn get_xsave(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {

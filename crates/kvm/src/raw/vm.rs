@@ -1,5 +1,6 @@
 //! On a VM: memory, vCPUs, capabilities, clocks.
 
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -34,6 +35,15 @@ set! {
 
 pub(crate) fn get_clock(vm: &Arc<Vm>, argument: Argument) -> Answer {
     argument.write(&vm.get_clock()).map(|()| 0)
+}
+
+pub(crate) fn get_stats_fd(vm: &Arc<Vm>, _: Argument) -> Answer {
+    vm.stats_fd().map(|fd| i64::from(fd.into_raw_fd()))
+}
+
+/// How many entries were taken back.
+pub(crate) fn reset_dirty_rings(vm: &Arc<Vm>, _: Argument) -> Answer {
+    vm.reset_dirty_rings().map(i64::from)
 }
 
 pub(crate) fn create_vcpu(vm: &Arc<Vm>, argument: Argument) -> Answer {

@@ -74,6 +74,9 @@ pub(crate) const CLOCK_FLAGS: u32 =
 /// Flags of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
 pub(crate) const DIRTY_LOG_MANUAL: u32 =
     kb::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | kb::KVM_DIRTY_LOG_INITIALLY_SET;
+/// Bytes of a dirty ring at most.
+const DIRTY_RING_MAX: u32 = 65536 * size_of::<kb::kvm_dirty_gfn>() as u32;
+
 macro_rules! caps {
     ($($name:ident = $value:expr, $status:expr;)*) => {
         /// Every capability, by number.
@@ -202,7 +205,7 @@ caps! {
     KVM_CAP_X86_MSR_FILTER = YES, Full;
     KVM_CAP_ENFORCE_PV_FEATURE_CPUID = YES, Full;
     KVM_CAP_SYS_HYPERV_CPUID = NO, HYPERV;
-    KVM_CAP_DIRTY_LOG_RING = NO, Absent("not yet: pages are logged in bitmaps");
+    KVM_CAP_DIRTY_LOG_RING = mask(DIRTY_RING_MAX), Full;
     KVM_CAP_X86_BUS_LOCK_EXIT = NO, Absent("split locks run on the host CPU unseen");
     KVM_CAP_SET_GUEST_DEBUG2 = mask(GUESTDBG_VALID_MASK), Full;
     KVM_CAP_SGX_ATTRIBUTE = NO, Absent("no SGX");
@@ -223,7 +226,7 @@ caps! {
     KVM_CAP_X86_TRIPLE_FAULT_EVENT = YES, Full;
     KVM_CAP_X86_NOTIFY_VMEXIT = NO, Absent("no such hardware exit");
     KVM_CAP_VM_DISABLE_NX_HUGE_PAGES = NO, Absent("works round a fault of hardware that is not used");
-    KVM_CAP_DIRTY_LOG_RING_ACQ_REL = NO, Absent("not yet: pages are logged in bitmaps");
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL = mask(DIRTY_RING_MAX), Full;
     KVM_CAP_PMU_EVENT_MASKED_EVENTS = NO, Absent("no PMU");
     KVM_CAP_USER_MEMORY2 = YES, Partial("no KVM_MEM_GUEST_MEMFD");
     KVM_CAP_MEMORY_FAULT_INFO = YES, Full;

@@ -12,7 +12,7 @@ const NESTED: Status = Absent("no nested virtualisation: the CPU has neither VMX
 const XEN: Status = Absent("no Xen guests");
 const HYPERV: Status = Absent("no Hyper-V enlightenments");
 const ENCRYPTED: Status = Absent("no memory encryption");
-const PENDING: Status = Absent("not yet");
+const SNAPSHOT: Status = Partial("the values of the moment of the call");
 const REMOVED: Status = Absent("removed from the kernel long ago");
 
 /// Prefixes of ioctls and capabilities in `linux/kvm.h` that belong to other architectures.
@@ -134,7 +134,7 @@ pub static IOCTLS: &[Ioctl] = &[
     integer("KVM_SET_IDENTITY_MAP_ADDR", iow::<u64>(0x48), "__u64", "KVM_CAP_SET_IDENTITY_MAP_ADDR", Full, Vm(vm::set_identity_map_addr)),
     row!("KVM_SET_USER_MEMORY_REGION2", iow(0x49, kvm_userspace_memory_region2), "KVM_CAP_USER_MEMORY2", Partial("no KVM_MEM_GUEST_MEMFD"), Vm(vm::set_user_memory_region2)),
     row!("KVM_CLEAR_DIRTY_LOG", iowr(0xc0, kvm_clear_dirty_log), "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", Full, Vm(vm::clear_dirty_log)),
-    number("KVM_RESET_DIRTY_RINGS", io(0xc7), "KVM_CAP_DIRTY_LOG_RING", PENDING, None(Level::Vm)),
+    number("KVM_RESET_DIRTY_RINGS", io(0xc7), "KVM_CAP_DIRTY_LOG_RING", Full, Vm(vm::reset_dirty_rings)),
     row!("KVM_SET_MEMORY_ATTRIBUTES", iow(0xd2, kvm_memory_attributes), "KVM_CAP_MEMORY_ATTRIBUTES", Absent("no private memory"), None(Level::Vm)),
     row!("KVM_CREATE_GUEST_MEMFD", iowr(0xd4, kvm_create_guest_memfd), "KVM_CAP_GUEST_MEMFD", Absent("no private memory"), None(Level::Vm)),
     integer("KVM_MEMORY_ENCRYPT_OP", iowr::<u64>(0xba), "unsigned long", "", ENCRYPTED, None(Level::Vm)),
@@ -152,7 +152,7 @@ pub static IOCTLS: &[Ioctl] = &[
     number("KVM_GET_TSC_KHZ", io(0xa3), "KVM_CAP_VM_TSC_CONTROL", Full, Vm(vm::get_tsc_khz)),
     row!("KVM_CREATE_DEVICE", iowr(0xe0, kvm_create_device), "KVM_CAP_DEVICE_CTRL", Partial("no device types: VFIO needs the kernel"), Vm(vm::create_device)),
     row!("KVM_X86_SET_MSR_FILTER", iow(0xc6, kvm_msr_filter), "KVM_CAP_X86_MSR_FILTER", Full, Vm(vm::set_msr_filter)),
-    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", PENDING, None(Level::Vm)),
+    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", SNAPSHOT, Vm(vm::get_stats_fd)),
     row!("KVM_SET_PMU_EVENT_FILTER", iow(0xb2, kvm_pmu_event_filter), "KVM_CAP_PMU_EVENT_FILTER", Absent("no PMU"), None(Level::Vm)),
 
     // A VM: interrupt controllers and event descriptors
@@ -200,7 +200,7 @@ pub static IOCTLS: &[Ioctl] = &[
     integer("__KVM_DEPRECATED_VCPU_W_0x87", iow::<[u8; 80]>(0x87), "kvm_debug_guest", "", REMOVED, None(Level::Vcpu)),
     row!("KVM_PRE_FAULT_MEMORY", iowr(0xd5, kvm_pre_fault_memory), "KVM_CAP_PRE_FAULT_MEMORY", Full, Vcpu(vcpu::pre_fault_memory)),
     row!("KVM_TRANSLATE", iowr(0x85, kvm_translation), "", Full, Vcpu(vcpu::translate)),
-    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", PENDING, None(Level::Vcpu)),
+    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", SNAPSHOT, Vcpu(vcpu::get_stats_fd)),
 
     // A vCPU: registers
     row!("KVM_GET_REGS", ior(0x81, kvm_regs), "", Full, Vcpu(vcpu::get_regs)),

@@ -56,6 +56,7 @@ impl Vcpu {
             os_pke: state.cr4 & Cr4::PKE.bits() != 0,
             apic: self.apic_base(&inner.machine) & APIC_ENABLE != 0,
             xcr0: state.xcr0,
+            no_unhalt: self.vm().halts_in_guest(),
         }
     }
 

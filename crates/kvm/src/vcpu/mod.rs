@@ -108,7 +108,7 @@ fn add_lapic(
 impl Vcpu {
     /// A vCPU after a reset. The caller has checked the id.
     pub(crate) fn new(vm: &Arc<Shared>, id: u32) -> Result<Self, Errno> {
-        let run = Arc::new(RunPage::new()?);
+        let run = Arc::new(RunPage::new(vm.slots().dirty_ring_bytes())?);
         let kicker = Arc::new(Kicker::default());
         let tsc = Arc::new(GuestTsc::new(vm.tsc_khz()));
         let bootstrap = vm.boot_id() == id;

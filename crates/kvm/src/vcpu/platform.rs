@@ -39,14 +39,6 @@ impl VcpuPlatform<'_> {
             payload: None,
         })
     }
-
-    fn allowed(&self, index: u32, access: Access) -> Result<(), Refused> {
-        if self.vcpu.vm().allows_msr(index, access) {
-            Ok(())
-        } else {
-            Err(Refused::Filtered)
-        }
-    }
 }
 
 fn cpl(state: &CpuState) -> u8 {
@@ -96,9 +88,22 @@ impl Platform for VcpuPlatform<'_> {
                 os_pke: state.cr4 & Cr4::PKE.bits() != 0,
                 apic,
                 xcr0: state.xcr0,
+                no_unhalt: self.vcpu.vm().halts_in_guest(),
             });
         }
         self.machine.cpuid.query(leaf, subleaf)
+    }
+
+    fn filter_msr(&mut self, index: u32, write: Option<u64>) -> Result<(), Refusal> {
+        let access = match write {
+            Some(_) => Access::Write,
+            None => Access::Read,
+        };
+        if self.vcpu.vm().allows_msr(index, access) {
+            Ok(())
+        } else {
+            Err(self.refused(index, write, Refused::Filtered))
+        }
     }
 
     fn read_msr(&mut self, state: &CpuState, index: u32) -> Result<u64, Refusal> {
@@ -107,21 +112,17 @@ impl Platform for VcpuPlatform<'_> {
             state,
             machine: self.machine,
         };
-        let value = self
-            .allowed(index, Access::Read)
-            .and_then(|()| view.read(index, Writer::Guest));
+        let value = view.read(index, Writer::Guest);
         value.map_err(|refused| self.refused(index, None, refused))
     }
 
     fn write_msr(&mut self, state: &mut CpuState, index: u32, value: u64) -> Result<(), Refusal> {
-        let written = self.allowed(index, Access::Write).and_then(|()| {
-            let mut bus = Bus {
-                vcpu: self.vcpu,
-                state,
-                machine: self.machine,
-            };
-            bus.write(index, value, Writer::Guest)
-        });
+        let mut bus = Bus {
+            vcpu: self.vcpu,
+            state,
+            machine: self.machine,
+        };
+        let written = bus.write(index, value, Writer::Guest);
         if self.machine.clock_stale {
             self.vcpu.refresh_clock(self.machine);
         }

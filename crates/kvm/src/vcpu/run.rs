@@ -58,9 +58,14 @@ impl Vcpu {
     /// The engine, at the first run.
     fn start(&self, inner: &mut Inner) -> Result<(), Errno> {
         let features = self.paging_features(&inner.machine);
+        let ring = self.run_page().dirty_ring();
         if let Some(engine) = inner.core.start(self.vm(), self.id())? {
             // A CPU that has never run has no TLB to flush.
             let _ = engine.mmu_mut().set_features(features);
+            if let Some((entries, bytes)) = ring {
+                let set = engine.mmu_mut().set_dirty_ring(entries, bytes);
+                set.map_err(|error| Errno(error.errno()))?;
+            }
             self.kicker().connect(engine.kicker());
         }
         Ok(())

@@ -8,6 +8,7 @@
 //! | 0    | `struct kvm_run`                                                 |
 //! | 1    | the data of port accesses ([`kvm_run`]'s `io.data_offset`)       |
 //! | 2    | the ring of coalesced accesses; the first vCPU's is the VM's     |
+//! | 64   | the dirty ring, where the VM has rings                           |
 //!
 //! The program and its threads write these pages while the vCPU runs, so nothing here is a
 //! reference: fields are read and written by value, `immediate_exit` atomically.
@@ -27,6 +28,8 @@ const PAGE: usize = 4096;
 pub const MMAP_SIZE: usize = 3 * PAGE;
 /// Where the data of port accesses lie.
 pub const PORT_DATA_OFFSET: usize = PAGE;
+/// Where the dirty ring lies.
+const RING_OFFSET: usize = 64 * PAGE;
 /// Where the ring of coalesced accesses lies.
 pub const COALESCED_OFFSET: usize = 2 * PAGE;
 
@@ -35,6 +38,14 @@ pub const COALESCED_OFFSET: usize = 2 * PAGE;
 pub struct RunPage {
     fd: OwnedFd,
     base: NonNull<u8>,
+    ring: Option<Ring>,
+}
+
+/// The dirty ring, where the VM has rings.
+#[derive(Clone, Copy, Debug)]
+struct Ring {
+    base: NonNull<u8>,
+    len: usize,
 }
 
 // SAFETY: the mapping is shared memory that any thread may touch by value; nothing hands out
@@ -44,8 +55,8 @@ unsafe impl Send for RunPage {}
 unsafe impl Sync for RunPage {}
 
 impl RunPage {
-    /// Zeroed pages.
-    pub fn new() -> Result<Self, Errno> {
+    /// Zeroed pages, with a dirty ring of so many bytes, or none.
+    pub fn new(ring_bytes: Option<u64>) -> Result<Self, Errno> {
         // SAFETY: a constant name; the result is checked.
         let fd = unsafe { libc::memfd_create(c"kvm-vcpu".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -53,12 +64,28 @@ impl RunPage {
         }
         // SAFETY: a new descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let ring_len = ring_bytes.unwrap_or(0) as usize;
+        let size = match ring_len {
+            0 => MMAP_SIZE,
+            len => RING_OFFSET + len,
+        };
         // SAFETY: our own descriptor.
-        if unsafe { libc::ftruncate(fd.as_raw_fd(), MMAP_SIZE as i64) } != 0 {
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), size as i64) } != 0 {
             return Err(Errno::last());
         }
-        let base = map(&fd)?;
-        Ok(Self { fd, base })
+        let base = map(&fd, 0, MMAP_SIZE)?;
+        let mut page = Self {
+            fd,
+            base,
+            ring: None,
+        };
+        if ring_len != 0 {
+            page.ring = Some(Ring {
+                base: map(&page.fd, RING_OFFSET, ring_len)?,
+                len: ring_len,
+            });
+        }
+        Ok(page)
     }
 
     /// The memfd.
@@ -120,6 +147,12 @@ impl RunPage {
         data
     }
 
+    /// The dirty ring: where, and how many bytes.
+    pub fn dirty_ring(&self) -> Option<(addr::Hva, u64)> {
+        self.ring
+            .map(|ring| (addr::Hva::new(ring.base.as_ptr() as u64), ring.len as u64))
+    }
+
     /// The ring page of coalesced accesses.
     pub fn coalesced_ring(&self) -> NonNull<u8> {
         // SAFETY: inside the mapping.
@@ -129,21 +162,26 @@ impl RunPage {
 
 impl Drop for RunPage {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, to which no reference is left.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), MMAP_SIZE) };
+        // SAFETY: our own mappings, to which no reference is left.
+        unsafe {
+            libc::munmap(self.base.as_ptr().cast(), MMAP_SIZE);
+            if let Some(ring) = self.ring {
+                libc::munmap(ring.base.as_ptr().cast(), ring.len);
+            }
+        }
     }
 }
 
-fn map(fd: &OwnedFd) -> Result<NonNull<u8>, Errno> {
+fn map(fd: &OwnedFd, offset: usize, len: usize) -> Result<NonNull<u8>, Errno> {
     // SAFETY: a new mapping of our own descriptor; the kernel chooses the place.
     let base = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
-            MMAP_SIZE,
+            len,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_SHARED,
             fd.as_raw_fd(),
-            0,
+            offset as i64,
         )
     };
     if base == libc::MAP_FAILED {
@@ -158,11 +196,11 @@ mod tests {
 
     #[test]
     fn a_second_mapping_shows_the_same_pages() {
-        let page = RunPage::new().unwrap();
+        let page = RunPage::new(None).unwrap();
         // SAFETY: fields of `kvm_run` are integers.
         page.set(|run| unsafe { &raw mut (*run).exit_reason }, 7);
         page.write_bytes(PORT_DATA_OFFSET, b"port");
-        let other = map(&page.fd.try_clone().unwrap()).unwrap();
+        let other = map(&page.fd.try_clone().unwrap(), 0, MMAP_SIZE).unwrap();
         let run = other.cast::<kvm_run>();
         // SAFETY: a mapping of its own, alive here.
         assert_eq!(unsafe { run.as_ref().exit_reason }, 7);

@@ -27,6 +27,9 @@ impl Vm {
         let argument = cap.args[0];
         match cap.cap {
             kb::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => self.set_manual_protect(argument),
+            kb::KVM_CAP_DIRTY_LOG_RING | kb::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
+                self.enable_dirty_ring(argument)
+            }
             kb::KVM_CAP_HALT_POLL => within(argument, u64::from(u32::MAX)).map(drop),
             kb::KVM_CAP_DISABLE_QUIRKS2 => {
                 within(argument, u64::from(QUIRKS))?;
@@ -40,7 +43,13 @@ impl Vm {
             kb::KVM_CAP_SPLIT_IRQCHIP => self.split_irqchip(argument),
             kb::KVM_CAP_X2APIC_API => self.shared.irqchip.policy().enable_x2apic_api(argument),
             kb::KVM_CAP_X86_APIC_BUS_CYCLES_NS => self.set_bus_cycle(argument),
-            kb::KVM_CAP_X86_DISABLE_EXITS => within(argument, DISABLE_EXITS).map(drop),
+            kb::KVM_CAP_X86_DISABLE_EXITS => {
+                let exits = within(argument, DISABLE_EXITS)?;
+                if exits & u64::from(kb::KVM_X86_DISABLE_EXITS_HLT) != 0 {
+                    self.shared.halts_in_guest.store(true, Ordering::Relaxed);
+                }
+                Ok(())
+            }
             kb::KVM_CAP_MAX_VCPU_ID => self.limit_ids(argument),
             _ => self.enable_switch(cap.cap, argument),
         }

@@ -95,6 +95,24 @@ impl Vm {
         Ok(())
     }
 
+    /// `KVM_CAP_DIRTY_LOG_RING`: a ring of so many bytes for each vCPU to come.
+    pub(super) fn enable_dirty_ring(&self, bytes: u64) -> Result<(), Errno> {
+        let bytes = u64::from(bytes as u32);
+        let enabled = self.locked_without_vcpus(|| self.shared.slots.enable_dirty_ring(bytes))?;
+        enabled.map_err(|error| Errno(error.errno()))
+    }
+
+    /// `KVM_RESET_DIRTY_RINGS`: takes back what the program has collected; how many entries.
+    pub fn reset_dirty_rings(&self) -> Result<u32, Errno> {
+        if self.shared.slots.dirty_ring_bytes().is_none() {
+            return Err(Errno::EINVAL);
+        }
+        self.shared
+            .mmu()
+            .reset_dirty_rings()
+            .map_err(|_| Errno::EFAULT)
+    }
+
     /// `KVM_SET_NR_MMU_PAGES`. Our second level is bounded by the slots, so the number is only
     /// checked.
     pub fn set_nr_mmu_pages(&self, pages: u64) -> Result<(), Errno> {

@@ -52,6 +52,10 @@ pub struct Features {
 
 /// What vCPUs need of their VM.
 pub struct Shared {
+    /// The process that made it, as `fork` counts them.
+    generation: u32,
+    /// HLT was taken from the exits: the guest gets no `PV_UNHALT`.
+    halts_in_guest: AtomicBool,
     paging: PagingPath,
     slots: Arc<Slots>,
     domain: Arc<Domain>,
@@ -99,6 +103,8 @@ impl Shared {
         let khz = host_tsc_khz();
         let slots = Slots::new(Arc::clone(&domain), SLOTS);
         Ok(Self {
+            generation: crate::fds::generation(),
+            halts_in_guest: AtomicBool::new(false),
             paging,
             mmu: Mmu::new(
                 &slots,
@@ -126,6 +132,16 @@ impl Shared {
             tsc: Mutex::default(),
             tsc_khz: AtomicU32::new(khz),
         })
+    }
+
+    /// The process that made it.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether the guest's HLT is its own affair.
+    pub(crate) fn halts_in_guest(&self) -> bool {
+        self.halts_in_guest.load(Ordering::Relaxed)
     }
 
     /// The tables between guest and host addresses.
@@ -256,6 +272,16 @@ impl Vm {
         }
         shape.vcpus.push(Arc::clone(&vcpu));
         Ok(vcpu)
+    }
+
+    /// Changes something that must be settled before there are vCPUs.
+    fn locked_without_vcpus<T>(&self, change: impl FnOnce() -> T) -> Result<T, Errno> {
+        let shape = write(&self.shape);
+        if shape.vcpus.is_empty() {
+            Ok(change())
+        } else {
+            Err(Errno::EINVAL)
+        }
     }
 
     fn population(shape: &Shape) -> Vcpus {
