@@ -16,3 +16,4 @@ pub use outcome::{
 };
 pub use platform::{CpuidResult, Handled, Platform, Refusal};
 pub use state::{CpuMsrs, CpuState, Events, InjectedInterrupt, Segment, Segments, TableRegister};
+pub use translate::FlagsAtFaults;

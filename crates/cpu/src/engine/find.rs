@@ -1,6 +1,6 @@
 //! From RIP to translated code: lookup, translation, chaining, and what makes code void.
 
-use addr::{Address, Frame as _, Gva, Gvn, Hva, PageSize};
+use addr::{Address, Gva, Hva, PageSize};
 
 use super::blocks::{Block, CodeContext, PageKey, check_of, xtlb_index};
 use super::code_map::chunks;
@@ -20,6 +20,11 @@ use crate::{Exit, InternalError};
 
 /// Bytes of code read at once.
 const WINDOW: usize = 256;
+
+/// The start of the page behind the one that holds `gva`.
+fn next_page(gva: Gva) -> Gva {
+    gva.align_down(PageSize::Size4K).wrapping_add(4096)
+}
 
 impl Vcpu {
     /// Writes the stubs that every cache begins with.
@@ -109,8 +114,7 @@ impl Vcpu {
             match block.second {
                 None => return Ok(number),
                 Some(second) => {
-                    let next = Gvn::new(linear.frame().number().wrapping_add(1));
-                    if self.code_page(next.start(), context)? == second {
+                    if self.code_page(next_page(linear), context)? == second {
                         return Ok(number);
                     }
                 }
@@ -119,11 +123,10 @@ impl Vcpu {
         self.translate_block(linear, context, page)
     }
 
-    /// The number of the code page that holds `gva`, from the instruction TLB or by a walk. A page
-    /// fault is one at `gva`.
+    /// The number of the code page that holds `gva`, from the instruction TLB or by a walk.
     fn code_page(&mut self, gva: Gva, context: CodeContext) -> Result<u32, Abort> {
-        let gvn = gva.frame();
         let view = context.mode.view();
+        let gvn = gva.frame();
         let at = xtlb_index(gvn);
         let plain = context == self.contexts[view as usize];
         if plain {
@@ -236,26 +239,25 @@ impl Vcpu {
             let mut second = None;
             let mut length = self.decode(rip, mode, &bytes[..first], None);
             if length.is_none() {
-                let next = Gvn::new(linear.frame().number().wrapping_add(1));
-                let id = self.code_page(next.start(), context)?;
+                let next = next_page(linear);
+                let id = self.code_page(next, context)?;
                 let tail = &mut bytes[first..first + LONGEST];
-                self.read_code(id, Gva::new(next.number() << 12), tail)?;
+                self.read_code(id, next, tail)?;
                 second = Some((next, id));
-                let check = self.inline_check(next, id, context);
+                let check = Some(check_of(next.frame(), id));
                 length = self.decode(rip, mode, &bytes[..first + LONGEST], check);
             }
             let length = length.unwrap_or(first);
             let mut fresh = self.protect(page, linear, &bytes[..length.min(rest)])?;
             if let Some((next, id)) = second.filter(|_| length > rest) {
-                let start = Gva::new(next.number() << 12);
-                fresh &= self.protect(id, start, &bytes[rest..length])?;
+                fresh &= self.protect(id, next, &bytes[rest..length])?;
             }
             if fresh {
                 let source = Source {
                     rip,
                     mode,
                     bytes: &bytes,
-                    second: second.and_then(|(next, id)| self.inline_check(next, id, context)),
+                    second: second.map(|(next, id)| check_of(next.frame(), id)),
                 };
                 let second = second.map(|(_, id)| id);
                 return Ok(self.write_block(&source, linear, page, second));
@@ -263,14 +265,6 @@ impl Vcpu {
             // A page died meanwhile: its successor, if it is one.
             page = self.code_page(linear, context)?;
         }
-    }
-
-    /// The check of a second page inside a block. A translation of a special kind has none: the
-    /// instruction TLB is not kept for it, and it is never chained, so [`Vcpu::find`] looks at both
-    /// pages each time.
-    fn inline_check(&self, next: Gvn, id: u32, context: CodeContext) -> Option<PageCheck> {
-        let plain = context == self.contexts[context.mode.view() as usize];
-        plain.then(|| check_of(next, id))
     }
 
     fn decode(

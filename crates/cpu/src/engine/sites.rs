@@ -98,6 +98,13 @@ impl Vcpu {
                 return Err(bad_address(if access.segment == 2 { 2 } else { 0 }));
             }
         }
+        let beyond = 1 << 32;
+        if !self.context.mode.is_64() && gva.raw() + size as u64 > beyond {
+            return Err(bad_address(access.segment));
+        }
+        if gva.raw() & u64::from(access.align - 1) != 0 {
+            return Err(bad_address(0));
+        }
         if access.bounce {
             self.bounce_access(access, platform)?;
             return Ok(self.resume(access));

@@ -322,6 +322,13 @@ impl Vcpu {
     /// One element; whether a comparison ends the repetition.
     fn string_element(&mut self, op: StringOp, platform: &mut dyn Platform) -> Result<bool, Abort> {
         let size = op.size as usize;
+        let other = if matches!(op.kind, Kind::Compare | Kind::Scan) {
+            // The destination comes first: where both fault, it is the one that is reported.
+            let gva = self.destination(op)?;
+            self.read_element(gva, size, platform)?
+        } else {
+            0
+        };
         let value = if op.reads_source() {
             let gva = self.source(op)?;
             self.read_element(gva, size, platform)?
@@ -343,8 +350,6 @@ impl Vcpu {
                 Ok(false)
             }
             Kind::Compare | Kind::Scan => {
-                let gva = self.destination(op)?;
-                let other = self.read_element(gva, size, platform)?;
                 let equal = self.compare(value, other, op.size);
                 Ok(match op.repeat {
                     Repeat::None => true,

@@ -23,7 +23,7 @@ use super::tlb::LargePages;
 use crate::CpuState;
 use crate::fpu::FpuState;
 use crate::system::{self, GuestDebug, Offer, Pending};
-use crate::translate::{Tables, Translator};
+use crate::translate::{FlagsAtFaults, Tables, Translator};
 
 /// What a [`Vcpu`] is made with.
 #[derive(Clone, Debug)]
@@ -231,6 +231,12 @@ impl Vcpu {
     /// What CPUID offers has changed.
     pub fn set_offer(&mut self, offer: Offer) {
         self.offer = offer;
+    }
+
+    /// Whether fault handlers find exact arithmetic flags.
+    pub fn set_flags_at_faults(&mut self, policy: FlagsAtFaults) {
+        self.translator.flags_at_faults = policy;
+        self.forget_translations();
     }
 
     /// The handle by which others make this vCPU leave guest code.

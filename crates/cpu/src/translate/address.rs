@@ -63,6 +63,19 @@ pub(super) fn segment_number(register: Register) -> u8 {
     }
 }
 
+/// The segment of the memory operand: in 64-bit mode the prefixes of the first four mean nothing, and
+/// only the base register says which fault a bad address raises.
+pub(super) fn segment_of(instruction: &Instruction, mode: Mode) -> u8 {
+    let named = segment_number(instruction.memory_segment());
+    if !mode.is_64() || named >= 4 {
+        return named;
+    }
+    match instruction.memory_base() {
+        Register::RSP | Register::ESP | Register::RBP | Register::EBP => SS,
+        _ => 3,
+    }
+}
+
 /// How wide the addresses of this instruction are, in bits.
 pub(super) fn address_bits(instruction: &Instruction, mode: Mode) -> u32 {
     let by_register = |r: Register| match r {
@@ -168,7 +181,7 @@ impl Block<'_> {
 
     /// The linear address of the memory operand.
     pub(super) fn linear(&mut self, instruction: &Instruction, size: u32, usage: Use) -> Reg {
-        let segment = segment_number(instruction.memory_segment());
+        let segment = segment_of(instruction, self.mode);
         let offset = self.offset(instruction);
         self.add_segment(offset, segment, size, usage)
     }
@@ -233,6 +246,7 @@ impl Block<'_> {
                 usage,
                 slot: 0,
                 segment,
+                align: 1,
                 bounce: false,
             }),
         );
@@ -263,6 +277,7 @@ impl Block<'_> {
             usage,
             slot,
             segment,
+            align: self.align,
             bounce,
         });
         Mem::indexed(address, T1, 0, 0)

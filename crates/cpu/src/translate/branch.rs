@@ -7,7 +7,7 @@
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 
-use super::address::segment_number;
+use super::address::segment_of;
 use super::generic::has_memory;
 use super::registers::{GUEST_RCX, number, tmp};
 use super::{Block, Flow, Reason, SCRATCH, T0, T1, Use};
@@ -182,7 +182,7 @@ impl Block<'_> {
         let (from, size) = if has_memory(instruction) {
             let size = instruction.memory_size().size() as u32;
             let address = self.linear(instruction, size, Use::Read);
-            let segment = segment_number(instruction.memory_segment());
+            let segment = segment_of(instruction, self.mode);
             (Some(self.access(address, size, Use::Read, segment)), size)
         } else {
             (None, instruction.op0_register().size() as u32)

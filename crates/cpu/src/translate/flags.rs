@@ -3,8 +3,11 @@
 //! The guest's flags live in the host's. A TLB check that may destroy them is shorter than one that
 //! keeps them, so for each instruction it is worked out whether any flag that it finds is read before
 //! it is written again in the same block. At a block's end all flags count as read.
+//!
+//! An instruction that can fault shows the guest the flags as they are before it. [`FlagsAtFaults`]
+//! says whether that counts.
 
-use iced_x86::{Instruction, Mnemonic, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
 
 /// CF, PF, AF, ZF, SF and OF.
 pub(crate) const ARITHMETIC: u32 = RflagsBits::CF
@@ -13,6 +16,17 @@ pub(crate) const ARITHMETIC: u32 = RflagsBits::CF
     | RflagsBits::ZF
     | RflagsBits::SF
     | RflagsBits::OF;
+
+/// Whether the guest's fault handlers find the arithmetic flags that the manuals promise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlagsAtFaults {
+    /// Always: every memory access keeps them.
+    #[default]
+    Exact,
+    /// Flags that the code replaces before it reads them may be anything in the image that a fault
+    /// pushes. Memory accesses are faster.
+    IfRead,
+}
 
 /// The flags that are surely replaced, whatever they were.
 ///
@@ -31,12 +45,33 @@ fn replaced(instruction: &Instruction) -> u32 {
 }
 
 /// Whether flags are live before each instruction, given in order.
-pub(crate) fn liveness(instructions: &[Instruction], live: &mut Vec<bool>) {
+pub(crate) fn liveness(instructions: &[Instruction], policy: FlagsAtFaults, live: &mut Vec<bool>) {
     live.clear();
     live.resize(instructions.len(), true);
     let mut wanted = ARITHMETIC;
     for (instruction, live) in instructions.iter().zip(live.iter_mut()).rev() {
         wanted = wanted & !replaced(instruction) | instruction.rflags_read() & ARITHMETIC;
+        if policy == FlagsAtFaults::Exact && may_fault(instruction) {
+            wanted = ARITHMETIC;
+        }
         *live = wanted != 0;
     }
+}
+
+fn may_fault(instruction: &Instruction) -> bool {
+    instruction.is_stack_instruction()
+        || (0..instruction.op_count()).any(|i| {
+            !matches!(
+                instruction.op_kind(i),
+                OpKind::Register
+                    | OpKind::Immediate8
+                    | OpKind::Immediate8to16
+                    | OpKind::Immediate8to32
+                    | OpKind::Immediate8to64
+                    | OpKind::Immediate16
+                    | OpKind::Immediate32
+                    | OpKind::Immediate32to64
+                    | OpKind::Immediate64
+            )
+        })
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::address::segment_number;
+use super::address::segment_of;
 use super::form::{Field, Form, MemoryUse, Place};
 use super::registers::{GUEST_RCX, Home, home, is_high_byte, number, slot};
 use super::{Block, SCRATCH, T0, T1, Use};
@@ -12,6 +12,38 @@ use crate::emit::{Mem, Operands, Raw, Reg, Rm};
 /// Whether the instruction has a memory operand in `ModRM`.
 pub(super) fn has_memory(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
+}
+
+/// The alignment that the memory operand must have: 1 where any will do (SDM 1, table 15-6).
+pub(super) fn alignment(instruction: &Instruction) -> u8 {
+    use Mnemonic as M;
+    if !has_memory(instruction) {
+        return 1;
+    }
+    match instruction.mnemonic() {
+        M::Cmpxchg16b | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => 16,
+        M::Vmovaps
+        | M::Vmovapd
+        | M::Vmovdqa
+        | M::Vmovntps
+        | M::Vmovntpd
+        | M::Vmovntdq
+        | M::Vmovntdqa => instruction.memory_size().size() as u8,
+        M::Movups
+        | M::Movupd
+        | M::Movdqu
+        | M::Lddqu
+        | M::Pcmpestri
+        | M::Pcmpestrm
+        | M::Pcmpistri
+        | M::Pcmpistrm => 1,
+        _ => {
+            let vector = instruction.memory_size().size() == 16
+                && instruction.code().encoding() == iced_x86::EncodingKind::Legacy
+                && (0..instruction.op_count()).any(|i| instruction.op_register(i).is_xmm());
+            if vector { 16 } else { 1 }
+        }
+    }
 }
 
 /// Which host registers beyond the operands' own an instruction needs or changes.
@@ -102,7 +134,7 @@ impl Block<'_> {
         };
         let size = (instruction.memory_size().size() as u32).max(1);
         let address = self.linear(instruction, size, usage);
-        let segment = segment_number(instruction.memory_segment());
+        let segment = segment_of(instruction, self.mode);
         self.access(address, size, usage, segment)
     }
 

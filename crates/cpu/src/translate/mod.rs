@@ -21,6 +21,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use crate::emit::asm::{Fixup, Width};
 use crate::emit::{Asm, Raw, Reg};
 
+pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Use};
@@ -100,6 +101,7 @@ pub(crate) struct Translator {
     decoded: Vec<Instruction>,
     live: Vec<bool>,
     cold: Vec<Cold>,
+    pub(crate) flags_at_faults: FlagsAtFaults,
 }
 
 /// One block being translated.
@@ -121,6 +123,8 @@ struct Block<'a> {
     slots: u8,
     /// A bounced operand of the present instruction is written.
     must_commit: bool,
+    /// The alignment without which the memory operand of the present instruction faults.
+    align: u8,
 }
 
 /// What follows an instruction's translation.
@@ -174,7 +178,7 @@ impl Translator {
         base: u64,
         start: u32,
     ) -> &[u8] {
-        flags::liveness(&self.decoded, &mut self.live);
+        flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
@@ -189,8 +193,11 @@ impl Translator {
             flags_live: true,
             slots: 0,
             must_commit: false,
+            align: 1,
         };
-        if let Some(check) = source.second {
+        // A block of a special kind is looked up each time, which checks its pages.
+        let special = source.mode.has(Mode::STEP | Mode::BOUNCE);
+        if let Some(check) = source.second.filter(|_| !special) {
             block.check_page(check);
         }
         let mut flow = Flow::Next;
@@ -229,6 +236,7 @@ impl Block<'_> {
         self.flags_live = flags_live;
         self.slots = 0;
         self.must_commit = false;
+        self.align = generic::alignment(instruction);
         let host = self.here();
         self.tables.marks.push(Mark {
             host,

@@ -60,6 +60,8 @@ pub(crate) struct Access {
     pub(crate) slot: u8,
     /// The segment, by its number in the encoding: which fault a bad address raises.
     pub(crate) segment: u8,
+    /// The alignment without which it is `#GP`, before any page fault.
+    pub(crate) align: u8,
     pub(crate) bounce: bool,
 }
 

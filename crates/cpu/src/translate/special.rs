@@ -3,7 +3,7 @@
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 use super::LONGEST;
-use super::address::segment_number;
+use super::address::segment_of;
 use super::generic::has_memory;
 use super::registers::{number, tmp};
 use super::{Block, Flow, Mode, SCRATCH, T0, T1, Use};
@@ -227,7 +227,7 @@ impl Block<'_> {
         } else {
             Use::Write
         };
-        let segment = segment_number(instruction.memory_segment());
+        let segment = segment_of(instruction, self.mode);
         let address = self.add_segment(T0, segment, size, usage);
         let place = self.access(address, size, usage, segment);
         self.asm.load(Width::B64, SCRATCH, tmp(1));
@@ -242,7 +242,7 @@ impl Block<'_> {
 
     /// `XLATB`: AL from a table at BX + AL.
     fn table_lookup(&mut self, instruction: &Instruction) {
-        let segment = segment_number(instruction.memory_segment());
+        let segment = segment_of(instruction, self.mode);
         self.asm.movzx(Width::B8, T0, Reg::RAX);
         let m = Mem::indexed(Reg::RBX, T0, 0, 0);
         match instruction.op0_kind() {
@@ -267,7 +267,7 @@ impl Block<'_> {
         let size = instruction.memory_size().size() as u32;
         let width = Width::of_bytes(size);
         let usage = if stores { Use::WriteOnly } else { Use::Read };
-        let segment = segment_number(instruction.memory_segment());
+        let segment = segment_of(instruction, self.mode);
         let address = self.linear(instruction, size, usage);
         let place = self.access(address, size, usage, segment);
         if stores {

@@ -4,7 +4,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::address::{SS, segment_number};
+use super::address::{SS, segment_of};
 use super::generic::has_memory;
 use super::registers::{GUEST_RSP, Home, home, number, tmp};
 use super::{Block, Flow, SCRATCH, T0, Use};
@@ -60,7 +60,7 @@ impl Block<'_> {
         let size = instruction.stack_pointer_increment().unsigned_abs();
         let width = Width::of_bytes(size);
         if has_memory(instruction) {
-            let segment = segment_number(instruction.memory_segment());
+            let segment = segment_of(instruction, self.mode);
             let address = self.linear(instruction, size, Use::Read);
             let m = self.access(address, size, Use::Read, segment);
             self.asm.load(width, SCRATCH, m);
@@ -134,7 +134,7 @@ impl Block<'_> {
                 .wrapping_add(u64::from(size));
             later.set_memory_displacement64(moved);
         }
-        let segment = segment_number(instruction.memory_segment());
+        let segment = segment_of(instruction, self.mode);
         let address = self.linear(&later, size, Use::WriteOnly);
         let m = self.access(address, size, Use::WriteOnly, segment);
         self.asm.load(Width::B64, SCRATCH, tmp(0));
