@@ -9,6 +9,7 @@ mod enter;
 mod find;
 pub(crate) mod frame;
 mod kick;
+mod masked;
 mod memory;
 mod mmio;
 mod run;

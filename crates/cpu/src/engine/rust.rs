@@ -29,7 +29,22 @@ impl Vcpu {
             return self.run_string(instruction, platform);
         }
         self.flags_out();
+        self.memory.mmio.begin();
         match instruction.mnemonic() {
+            M::Vgatherdps
+            | M::Vgatherdpd
+            | M::Vgatherqps
+            | M::Vgatherqpd
+            | M::Vpgatherdd
+            | M::Vpgatherdq
+            | M::Vpgatherqd
+            | M::Vpgatherqq => {
+                self.gather(instruction, platform)?;
+            }
+            M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => {
+                self.masked_move(instruction, platform)?;
+            }
+            M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => self.masked_bytes(instruction)?,
             M::Pusha | M::Pushad => self.push_all(instruction)?,
             M::Popa | M::Popad => self.pop_all(instruction)?,
             M::Enter => self.enter_frame(instruction)?,
@@ -48,6 +63,7 @@ impl Vcpu {
             }
         }
         self.flags_in();
+        self.memory.mmio.end();
         self.frame_mut().state.rip = instruction.next_ip();
         Ok(Then::Done)
     }

@@ -359,7 +359,7 @@ impl Vcpu {
         }
     }
 
-    fn read_element(
+    pub(super) fn read_element(
         &mut self,
         gva: Gva,
         size: usize,
