@@ -346,6 +346,12 @@ impl Asm {
         self.op_reg(Width::B64, Map::One, 0xf7, 2, reg);
     }
 
+    /// `cmp dword [m], imm8`.
+    pub(crate) fn cmp_mem_imm8(&mut self, m: Mem, imm: i8) {
+        self.op_mem(Width::B32, Map::One, 0x83, 7, m);
+        self.byte(imm as u8);
+    }
+
     /// `jmp` to a fixed place in the code cache.
     pub(crate) fn jmp_to(&mut self, target: u64) {
         self.byte(0xe9);

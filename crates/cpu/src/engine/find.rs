@@ -331,7 +331,7 @@ impl Vcpu {
         let view = self.view();
         super::tlb::Tlb {
             views: view.tlb,
-            large: &mut view.memory.large,
+            log: &mut view.memory.filled,
         }
         .flush_writes();
         let participant = std::sync::Arc::clone(&self.memory.participant);

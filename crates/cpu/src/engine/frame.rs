@@ -11,7 +11,7 @@
 //! alone.
 //!
 //! The pointer's own bits are used too: the mapping is placed so that the low 16 bits of `rsp` are
-//! [`RSP_LOW`], which is a valid `BEXTR` control word (start 12, length 8) and, in its low six bits,
+//! [`RSP_LOW`], which is a valid `BEXTR` control word (start 12, length 12) and, in its low six bits,
 //! a shift count of 12. One instruction thus takes the TLB index or the page number out of an address
 //! with no register spent on a constant.
 
@@ -31,9 +31,11 @@ use crate::fpu::FpuState;
 /// How far `rsp` points into the frame.
 pub(crate) const BIAS: usize = 76;
 /// The low 16 bits of `rsp` in guest code.
-pub(crate) const RSP_LOW: usize = 0x080c;
+pub(crate) const RSP_LOW: usize = 0x0c0c;
 /// Entries of the inline TLB; the length in [`RSP_LOW`].
-pub(crate) const TLB_ENTRIES: usize = 256;
+pub(crate) const TLB_ENTRIES: usize = 4096;
+/// The bits of an address that select an entry of the inline TLB.
+pub(crate) const TLB_MASK: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the cache of indirect jumps.
 pub(crate) const JUMP_ENTRIES: usize = 4096;
 /// The bits of an address that select an entry of the cache of indirect jumps.
@@ -111,6 +113,7 @@ pub(crate) struct Frame {
     /// What a signal handler saw; see `engine::signals`.
     pub(crate) fault: HostTrap,
     pub(crate) jump_mask: u64,
+    pub(crate) tlb_mask: u64,
     /// YMM0 to YMM15 outside translated code.
     pub(crate) vectors: [[u8; 32]; 16],
     /// The XSAVE image; current only outside of [`crate::Vcpu::run`] or after a synchronisation.

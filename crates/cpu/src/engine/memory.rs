@@ -15,7 +15,7 @@ use mmu::{Access, AccessKind, Fault, PagingRegisters, TlbEffect, VcpuMmu};
 use super::code_map::{CodeMap, Written};
 use super::frame::{InlineTlb, View, XTLB_ENTRIES};
 use super::mmio::Mmio;
-use super::tlb::{LargePages, Rights, Tlb};
+use super::tlb::{FillLog, Rights, Tlb};
 use crate::system::{Abort, Flush, LinearMemory, Privilege};
 use crate::{CpuState, Exception, Exit, HostFault};
 
@@ -26,7 +26,7 @@ pub(crate) struct Memory {
     pub(crate) code: Arc<CodeMap>,
     pub(crate) domain: Arc<Domain>,
     pub(crate) participant: Arc<Participant>,
-    pub(crate) large: LargePages,
+    pub(crate) filled: FillLog,
     /// What others asked of this vCPU while it waited for them.
     pub(crate) late: Requests,
 }
@@ -252,10 +252,10 @@ pub(crate) fn write_ram(hva: Hva, data: &[u8]) -> Result<(), Abort> {
 }
 
 impl MemoryView<'_> {
-    fn tlb(&mut self) -> Tlb<'_> {
+    pub(crate) fn tlb(&mut self) -> Tlb<'_> {
         Tlb {
             views: self.tlb,
-            large: &mut self.memory.large,
+            log: &mut self.memory.filled,
         }
     }
 

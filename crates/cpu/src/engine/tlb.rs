@@ -46,11 +46,21 @@ impl LargePages {
     }
 }
 
+/// Which entries were made since the last flush, so that a flush need not touch all.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FillLog {
+    entries: Vec<(View, u16)>,
+    large: LargePages,
+}
+
+/// With more entries than this a flush touches all.
+const MOST: usize = 2048;
+
 /// The three inline TLBs of a vCPU.
 #[derive(Debug)]
 pub(crate) struct Tlb<'a> {
     pub(crate) views: &'a mut [InlineTlb; 3],
-    pub(crate) large: &'a mut LargePages,
+    pub(crate) log: &'a mut FillLog,
 }
 
 fn index(page: Gvn) -> usize {
@@ -63,33 +73,55 @@ impl Tlb<'_> {
         let tlb = &mut self.views[view as usize];
         let at = index(gva.frame());
         let tag = gva.frame().number().wrapping_neg();
+        if self.log.entries.len() <= MOST {
+            self.log.entries.push((view, at as u16));
+        }
         tlb.addend[at] = hva.raw().wrapping_sub(gva.raw());
         tlb.read[at] = if rights.read { tag } else { NEVER };
         tlb.write[at] = if rights.write { tag } else { NEVER };
         if size != PageSize::Size4K {
-            self.large.add(gva, size);
+            self.log.large.add(gva, size);
         }
     }
 
     /// Drops all entries.
     pub(crate) fn flush(&mut self) {
+        if self.log.entries.len() > MOST {
+            self.clear();
+        } else {
+            for (view, at) in self.log.entries.drain(..) {
+                let tlb = &mut self.views[view as usize];
+                tlb.read[usize::from(at)] = NEVER;
+                tlb.write[usize::from(at)] = NEVER;
+            }
+        }
+        self.log.large = LargePages::default();
+    }
+
+    /// Drops all entries, whatever the log says.
+    pub(crate) fn clear(&mut self) {
         for tlb in self.views.iter_mut() {
             tlb.read.fill(NEVER);
             tlb.write.fill(NEVER);
         }
-        *self.large = LargePages::default();
+        self.log.entries.clear();
+        self.log.large = LargePages::default();
     }
 
     /// Drops all that allow writes.
     pub(crate) fn flush_writes(&mut self) {
-        for tlb in self.views.iter_mut() {
-            tlb.write.fill(NEVER);
+        if self.log.entries.len() > MOST {
+            self.clear();
+            return;
+        }
+        for (view, at) in &self.log.entries {
+            self.views[*view as usize].write[usize::from(*at)] = NEVER;
         }
     }
 
     /// Drops the page that holds `gva`.
     pub(crate) fn flush_page(&mut self, gva: Gva) {
-        if self.large.contains(gva) {
+        if self.log.large.contains(gva) {
             self.flush();
             return;
         }

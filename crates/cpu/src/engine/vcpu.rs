@@ -15,11 +15,11 @@ use super::blocks::{Blocks, CodeContext};
 use super::bounce::Bounce;
 use super::cache::CodeCache;
 use super::code_map::CodeMap;
-use super::frame::{Frame, FrameMapping, JUMP_MASK};
+use super::frame::{Frame, FrameMapping, JUMP_MASK, TLB_MASK};
 use super::kick::VcpuKick;
 use super::memory::{Memory, MemoryView};
 use super::mmio::Mmio;
-use super::tlb::LargePages;
+use super::tlb::FillLog;
 use crate::CpuState;
 use crate::fpu::FpuState;
 use crate::system::{self, GuestDebug, Offer, Pending};
@@ -91,7 +91,7 @@ impl Vcpu {
                 code: config.code,
                 domain: Arc::clone(domain),
                 participant,
-                large: LargePages::default(),
+                filled: FillLog::default(),
                 late: Requests::empty(),
             },
             cache: CodeCache::new(config.cache_size)?,
@@ -126,12 +126,15 @@ impl Vcpu {
         let frame = self.frame_mut();
         frame.exit = leave;
         frame.jump_mask = JUMP_MASK;
+        frame.tlb_mask = TLB_MASK;
         frame.fpu = FpuState::default();
         frame.state = CpuState {
             rflags: x86::rflags::FIXED,
             ..CpuState::default()
         };
-        self.view().flush_all();
+        let mut view = self.view();
+        view.tlb().clear();
+        view.flush_all();
         self.forget_jumps();
     }
 

@@ -341,7 +341,7 @@ impl Block<'_> {
     }
 
     fn index_keeping_flags(&mut self, address: Reg) {
-        self.asm.shrx(T1, address, Reg::RSP);
-        self.asm.movzx(Width::B8, T1, T1);
+        let mask = Mem::base(Reg::RSP, frame_disp!(tlb_mask));
+        self.asm.pext_mem(T1, address, mask);
     }
 }

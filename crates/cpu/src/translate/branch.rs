@@ -11,16 +11,30 @@ use super::address::segment_of;
 use super::generic::has_memory;
 use super::registers::{GUEST_RCX, number, tmp};
 use super::{Block, Flow, Reason, SCRATCH, T0, T1, Use};
-use crate::emit::asm::Width;
+use crate::emit::asm::{Cond, Width};
 use crate::emit::{Mem, Reg};
 use crate::engine::frame::{JUMP_ENTRIES, frame_disp};
 
 /// Whether nothing behind this instruction belongs to its block.
 pub(super) fn ends_block(instruction: &Instruction) -> bool {
-    instruction.flow_control() != FlowControl::Next
+    instruction.flow_control() != FlowControl::Next && !is_side_exit(instruction)
         || instruction.is_invalid()
         || crate::system::is_system(instruction)
         || super::special::is_rust(instruction)
+}
+
+/// Whether the block goes on behind this branch: it is conditional, and no loop is closed by it.
+pub(super) fn is_side_exit(instruction: &Instruction) -> bool {
+    instruction.is_jcc_short_or_near() && target_of(instruction) > instruction.ip()
+}
+
+/// Whether this branch may close a loop, and is polled in front of.
+pub(super) fn is_backward(instruction: &Instruction) -> bool {
+    let flow = instruction.flow_control();
+    matches!(
+        flow,
+        FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch
+    ) && !is_side_exit(instruction)
 }
 
 /// `jrcxz`, or `jecxz`, or after an increment of the counter `loop`.
@@ -48,14 +62,37 @@ impl Block<'_> {
         self.link_stub(hole, target);
     }
 
-    /// Leaves before the present instruction if somebody asks for attention.
-    fn poll(&mut self) {
+    /// Leaves before the present instruction if somebody asks for attention. What follows up to the
+    /// block's end must be short: the way out stands right behind it.
+    pub(super) fn poll(&mut self) {
+        if self.polled {
+            return;
+        }
+        self.polled = true;
+        let site = self.site(self.rip, Reason::Poll);
+        let go = Mem::base(Reg::RSP, frame_disp!(go));
+        if self.flags_live {
+            self.asm.load(Width::B32, SCRATCH, go);
+            self.near = Some((self.asm.jrcxz(), site));
+        } else {
+            self.asm.cmp_mem_imm8(go, 0);
+            let from = self.asm.jcc(Cond::E as u8);
+            self.cold.push(super::Cold {
+                from,
+                address: T0,
+                site,
+            });
+        }
+    }
+
+    /// The same where much code follows.
+    fn poll_before_call(&mut self) {
+        let site = self.site(self.rip, Reason::Poll);
         self.asm
             .load(Width::B32, SCRATCH, Mem::base(Reg::RSP, frame_disp!(go)));
         let asked = self.asm.jrcxz();
         let on = self.asm.jump8(0xeb);
         self.asm.bind(asked);
-        let site = self.site(self.rip, Reason::Poll);
         self.exit(site);
         self.asm.bind(on);
     }
@@ -100,6 +137,10 @@ impl Block<'_> {
 
     fn conditional(&mut self, instruction: &Instruction, next: u64) -> Flow {
         let target = target_of(instruction);
+        if is_side_exit(instruction) {
+            self.link_if(condition_of(instruction), target);
+            return Flow::Next;
+        }
         self.poll_backward(target);
         match instruction.mnemonic() {
             Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne => {
@@ -113,8 +154,7 @@ impl Block<'_> {
                 self.link(target);
             }
             _ => {
-                let cond = instruction.condition_code() as u8;
-                self.link_if(CONDITIONS[usize::from(cond)], target);
+                self.link_if(condition_of(instruction), target);
                 self.link(next);
             }
         }
@@ -152,7 +192,9 @@ impl Block<'_> {
 
     fn call(&mut self, instruction: &Instruction, next: u64) -> Flow {
         let target = target_of(instruction);
-        self.poll_backward(target);
+        if target <= self.rip {
+            self.poll_before_call();
+        }
         let size = operand_bytes(instruction);
         self.push_return(size, next);
         if self.finish_bounced(target) {
@@ -263,5 +305,7 @@ fn counter_bytes(instruction: &Instruction) -> u32 {
     }
 }
 
-/// The encoding's number of each of iced's condition codes.
-const CONDITIONS: [u8; 17] = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+/// The condition as the encoding numbers it.
+fn condition_of(instruction: &Instruction) -> u8 {
+    (instruction.condition_code() as u8).saturating_sub(1)
+}

@@ -7,7 +7,7 @@
 //! An instruction that can fault shows the guest the flags as they are before it. [`FlagsAtFaults`]
 //! says whether that counts.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 
 /// CF, PF, AF, ZF, SF and OF.
 pub(crate) const ARITHMETIC: u32 = RflagsBits::CF
@@ -21,10 +21,10 @@ pub(crate) const ARITHMETIC: u32 = RflagsBits::CF
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FlagsAtFaults {
     /// Always: every memory access keeps them.
-    #[default]
     Exact,
     /// Flags that the code replaces before it reads them may be anything in the image that a fault
     /// pushes. Memory accesses are faster.
+    #[default]
     IfRead,
 }
 
@@ -50,6 +50,10 @@ pub(crate) fn liveness(instructions: &[Instruction], policy: FlagsAtFaults, live
     live.resize(instructions.len(), true);
     let mut wanted = ARITHMETIC;
     for (instruction, live) in instructions.iter().zip(live.iter_mut()).rev() {
+        if instruction.flow_control() == FlowControl::ConditionalBranch {
+            // What runs where it leads is not known.
+            wanted = ARITHMETIC;
+        }
         wanted = wanted & !replaced(instruction) | instruction.rflags_read() & ARITHMETIC;
         if policy == FlagsAtFaults::Exact && may_fault(instruction) {
             wanted = ARITHMETIC;

@@ -125,6 +125,10 @@ struct Block<'a> {
     must_commit: bool,
     /// The alignment without which the memory operand of the present instruction faults.
     align: u8,
+    /// `go` was looked at for the branch at the end.
+    polled: bool,
+    /// A way out that must stand right behind the code.
+    near: Option<(Fixup, u32)>,
 }
 
 /// What follows an instruction's translation.
@@ -194,7 +198,10 @@ impl Translator {
             slots: 0,
             must_commit: false,
             align: 1,
+            polled: false,
+            near: None,
         };
+        let poll_at = poll_position(&self.decoded);
         // A block of a special kind is looked up each time, which checks its pages.
         let special = source.mode.has(Mode::STEP | Mode::BOUNCE);
         if let Some(check) = source.second.filter(|_| !special) {
@@ -206,6 +213,9 @@ impl Translator {
             block.begin(instruction, source.rip, self.live[index]);
             let bytes = &source.bytes[at..at + instruction.len()];
             at += instruction.len();
+            if poll_at == Some(index) && !special {
+                block.poll();
+            }
             flow = block.instruction(instruction, bytes);
             if flow == Flow::Ended {
                 break;
@@ -306,6 +316,10 @@ impl Block<'_> {
     }
 
     fn cold_stubs(&mut self) {
+        if let Some((from, site)) = self.near.take() {
+            self.asm.bind(from);
+            self.exit(site);
+        }
         for index in 0..self.cold.len() {
             let cold = self.cold[index];
             self.asm.bind(cold.from);
@@ -356,6 +370,20 @@ impl Block<'_> {
         }
         flow
     }
+}
+
+/// Where to poll for the branch that ends the block: in front of the comparison before it, so that the
+/// two stay together, if that is a short one.
+fn poll_position(instructions: &[Instruction]) -> Option<usize> {
+    let (last, before) = instructions.split_last()?;
+    let compare = before.last()?;
+    let short = !compare.is_stack_instruction()
+        && compare.flow_control() == iced_x86::FlowControl::Next
+        && (0..compare.op_count()).all(|i| {
+            compare.op_kind(i) == iced_x86::OpKind::Register || compare.try_immediate(i).is_ok()
+        });
+    let jumps_back = branch::is_backward(last) && last.near_branch_target() <= last.ip();
+    (short && jumps_back).then(|| before.len() - 1)
 }
 
 /// Replaces encodings that 64-bit mode gave another meaning.
