@@ -205,6 +205,10 @@ impl Vcpu {
         for at in selected() {
             self.memory.writable(address(at), size, privilege)?;
         }
+        if size == 1 {
+            // MASKMOVDQU and MASKMOVQ fault for what they would not write, too.
+            self.memory.writable(base, source.len(), privilege)?;
+        }
         for at in selected() {
             self.memory
                 .write_as(address(at), &source[at..at + size], privilege)?;

@@ -91,6 +91,9 @@ impl Vcpu {
         self.set_rip(rip);
         let gva = Gva::new(self.frame().t0);
         let size = usize::from(access.size);
+        if gva.raw() & u64::from(access.align - 1) != 0 {
+            return Err(bad_address(0));
+        }
         if self.context.mode.is_64() {
             let last = gva.raw().wrapping_add(size as u64 - 1);
             let state = self.state();
@@ -101,9 +104,6 @@ impl Vcpu {
         let beyond = 1 << 32;
         if !self.context.mode.is_64() && gva.raw() + size as u64 > beyond {
             return Err(bad_address(access.segment));
-        }
-        if gva.raw() & u64::from(access.align - 1) != 0 {
-            return Err(bad_address(0));
         }
         if access.bounce {
             self.bounce_access(access, platform)?;

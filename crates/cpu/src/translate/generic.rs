@@ -36,11 +36,23 @@ pub(super) fn alignment(instruction: &Instruction) -> u8 {
         | M::Pcmpestri
         | M::Pcmpestrm
         | M::Pcmpistri
-        | M::Pcmpistrm => 1,
+        | M::Pcmpistrm
+        | M::Pcmpestri64
+        | M::Pcmpestrm64
+        | M::Sha1msg1
+        | M::Sha1msg2
+        | M::Sha1nexte
+        | M::Sha1rnds4
+        | M::Sha256msg1
+        | M::Sha256msg2
+        | M::Sha256rnds2 => 1,
         _ => {
             let vector = instruction.memory_size().size() == 16
                 && instruction.code().encoding() == iced_x86::EncodingKind::Legacy
-                && (0..instruction.op_count()).any(|i| instruction.op_register(i).is_xmm());
+                && (0..instruction.op_count()).any(|i| {
+                    let register = instruction.op_register(i);
+                    register.is_xmm() || register.is_mm()
+                });
             if vector { 16 } else { 1 }
         }
     }
