@@ -57,6 +57,10 @@ pub trait Vm: Send + Sync {
     fn check_extension(&self, capability: u32) -> i32;
     /// `KVM_ENABLE_CAP` on the VM.
     fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<()>;
+    /// The MMU behind the VM, for those who show it; the kernel's keeps its own to itself.
+    fn mmu(&self) -> Option<Arc<mmu::Mmu>> {
+        None
+    }
 
     /// `KVM_SET_USER_MEMORY_REGION`.
     ///

@@ -9,6 +9,7 @@ use clap_complete::Shell;
 use crate::ending::{EXIT_CODES, Ending};
 use crate::exec::ExecOptions;
 use crate::run::RunOptions;
+use crate::tour::TourOptions;
 
 /// Run x86-64 virtual machines, with or without /dev/kvm, and see how every address that a guest
 /// uses becomes a place in the host's memory.
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Doctor(DoctorOptions),
     /// Run an unmodified program with our KVM as its /dev/kvm
     Exec(ExecOptions),
+    /// See, on a guest that runs now, how its addresses become places in this machine's memory
+    Tour(TourOptions),
     /// Write a completion script for a shell to standard output
     #[command(hide = true)]
     Completions {

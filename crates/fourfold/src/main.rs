@@ -5,6 +5,7 @@ mod doctor;
 mod ending;
 mod exec;
 mod run;
+mod tour;
 
 use clap::Parser;
 
@@ -16,6 +17,7 @@ fn main() -> std::process::ExitCode {
         Command::Run(options) => run::run(*options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Exec(options) => exec::run(&options),
+        Command::Tour(options) => tour::run(&options),
         Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Man => cli::manual(),
     };
