@@ -34,6 +34,10 @@ impl Vm for UserVm {
         self.0.enable_cap(cap).map_err(errno)
     }
 
+    fn mmu(&self) -> Option<Arc<mmu::Mmu>> {
+        Some(Arc::clone(self.0.shared().mmu()))
+    }
+
     unsafe fn set_user_memory_region(&self, region: &kvm_userspace_memory_region) -> Result<()> {
         self.0.set_user_memory_region(region).map_err(errno)
     }

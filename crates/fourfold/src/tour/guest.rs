@@ -34,11 +34,13 @@ pub(super) const BUFFER_VIEW: Gva = Gva::new(0x12_3456_9000);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Port {
-    /// The data page was read for the first time; R9 holds the cycles that it took.
-    FirstTouch = 0x10,
-    /// It was read for the second time; likewise.
-    SecondTouch = 0x11,
-    /// It was read as many times more as EDI said; likewise.
+    /// The clock was read twice with nothing between; R9 holds the cycles that it took.
+    Clock = 0x0f,
+    /// What RBX points to was read once; R9 holds the cycles that it took. This part runs three
+    /// times: on the code's own page, so that the CPU has met the instructions before; then twice
+    /// on the data page.
+    Touch = 0x10,
+    /// The data page was read as many times more as EDI said; likewise.
     Loop = 0x12,
     /// The device has answered; R10 holds what it said, RAX the buffer's first bytes.
     Device = 0x13,
@@ -70,17 +72,17 @@ pub(super) fn page_tables() -> Vec<(Gpa, u64)> {
     ]
 }
 
-/// The program. RBX holds [`DATA`], RSI [`DEVICE`], RBP [`BUFFER_VIEW`], EDI how often to read.
+/// The program. RBX holds [`DATA`] (or [`CODE`] at first), RSI [`DEVICE`], RBP [`BUFFER_VIEW`], EDI how often to read.
 pub(super) fn code() -> Vec<u8> {
     const READ: &[u8] = &[0x48, 0x8b, 0x0b]; // mov rcx, [rbx]
     // mov ecx, edi; again: mov rdx, [rbx]; dec ecx; jnz again
     const READ_LOOP: &[u8] = &[0x89, 0xf9, 0x48, 0x8b, 0x13, 0xff, 0xc9, 0x75, 0xf9];
     const WRITE: &[u8] = &[0x48, 0x89, 0x4b, 0x08]; // mov [rbx + 8], rcx
     let mut code = Vec::new();
+    timed(&mut code, &[]);
+    say(&mut code, Port::Clock);
     timed(&mut code, READ);
-    say(&mut code, Port::FirstTouch);
-    timed(&mut code, READ);
-    say(&mut code, Port::SecondTouch);
+    say(&mut code, Port::Touch);
     timed(&mut code, READ_LOOP);
     say(&mut code, Port::Loop);
     code.extend([0xc7, 0x06]); // mov dword [rsi], BUFFER

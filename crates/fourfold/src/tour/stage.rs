@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel::{Accelerator, Vcpu, Vm};
-use addr::{Address, Gpa, Hva};
+use addr::{Address, Gpa, Gva, Hva};
 use anyhow::{Context, Result};
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region,
@@ -68,6 +68,10 @@ impl Stage {
         transaction.commit()?;
         let vm = accelerator.create_vm().context("KVM_CREATE_VM")?;
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
+        let cpuid = accelerator
+            .supported_cpuid()
+            .context("KVM_GET_SUPPORTED_CPUID")?;
+        vcpu.set_cpuid(&cpuid).context("KVM_SET_CPUID2")?;
         let mmu = match vm.mmu() {
             Some(mmu) => mmu,
             None => copy_of_the_slots(ram.hva())?,
@@ -132,6 +136,13 @@ impl Stage {
         self.ram.hva().wrapping_add(gpa.raw())
     }
 
+    /// Has the guest begin again, to read from `target`.
+    pub(super) fn aim_at(&self, target: Gva) -> Result<()> {
+        let mut regs = self.vcpu.get_regs().context("KVM_GET_REGS")?;
+        (regs.rip, regs.rbx) = (guest::CODE.raw(), target.raw());
+        self.vcpu.set_regs(&regs).context("KVM_SET_REGS")
+    }
+
     /// 64-bit mode with paging, flat segments, no interrupts.
     fn set_registers(&self, reads: u32) -> Result<()> {
         let mut sregs = self.vcpu.get_sregs().context("KVM_GET_SREGS")?;
@@ -151,7 +162,7 @@ impl Stage {
         let regs = kvm_regs {
             rip: guest::CODE.raw(),
             rflags: 2,
-            rbx: guest::DATA.raw(),
+            rbx: guest::CODE.raw(),
             rsi: guest::DEVICE.raw(),
             rbp: guest::BUFFER_VIEW.raw(),
             rdi: reads.into(),
@@ -171,7 +182,7 @@ impl Stage {
     }
 
     /// The whole way of an address, as things stand now.
-    pub(super) fn explain(&self, gva: addr::Gva, access: Access) -> Result<explain::Chain> {
+    pub(super) fn explain(&self, gva: Gva, access: Access) -> Result<explain::Chain> {
         let question = explain::Question {
             gva,
             access,

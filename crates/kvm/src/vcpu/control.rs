@@ -49,8 +49,11 @@ pub(crate) fn cr4_offered(cpuid: &Cpuid) -> u64 {
     missing.fold(CR4_KNOWN, |bits, (cr4, _)| bits & !cr4.bits())
 }
 
-/// Bits of EFER that a guest with this CPUID can set.
+/// Bits of EFER that a guest with this CPUID can set; all, before the CPUID is given.
 pub(crate) fn efer_offered(cpuid: &Cpuid) -> u64 {
+    if cpuid.entries().is_empty() {
+        return (Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE).bits();
+    }
     let mut bits = Efer::SCE.bits();
     if cpuid.has(Bit::LONG_MODE) {
         bits |= Efer::LME.bits() | Efer::LMA.bits();
