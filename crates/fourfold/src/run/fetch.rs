@@ -73,8 +73,12 @@ fn fetch(home: &Path) -> Result<Packages> {
         fs::rename(&staging, home).with_context(|| format!("making {}", home.display()))
     });
     let _ = fs::remove_dir_all(&staging);
-    outcome?;
-    complete(home).context("the packages hold no kernel or no busybox")
+    match (outcome, complete(home)) {
+        // Also where somebody else was faster.
+        (_, Some(packages)) => Ok(packages),
+        (Err(error), None) => Err(error),
+        (Ok(()), None) => bail!("the packages hold no kernel or no busybox"),
+    }
 }
 
 fn fetch_into(staging: &Path) -> Result<()> {

@@ -53,17 +53,22 @@ pub(super) fn checked_header(file: &File, path: &Path) -> Result<setup_header, B
             flags,
         });
     }
-    let setup = u64::from(if header.setup_sects == 0 {
-        4
-    } else {
-        header.setup_sects
-    }) + 1;
-    let promised = setup * SECTOR + u64::from(header.syssize) * PARAGRAPH;
+    let promised = setup_size(&header) + u64::from(header.syssize) * PARAGRAPH;
     // The last paragraph may be cut.
     if actual + PARAGRAPH <= promised {
         return Err(truncated(promised));
     }
     Ok(header)
+}
+
+/// Bytes of the real-mode part, in front of the protected-mode part.
+pub(super) fn setup_size(header: &setup_header) -> u64 {
+    // 0 stands for what the first versions of the protocol had.
+    let sectors = match header.setup_sects {
+        0 => 4,
+        sectors => u64::from(sectors),
+    };
+    (sectors + 1) * SECTOR
 }
 
 /// Writes what the protocol wants in memory and gives the entry.

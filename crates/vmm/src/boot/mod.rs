@@ -7,11 +7,12 @@
 //! | ELF without      | Linux/x86 64-bit                                      | long mode        |
 
 mod linux;
+mod payload;
 mod pvh;
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io::{self, Cursor, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -94,6 +95,14 @@ pub enum BootError {
         path: PathBuf,
         /// What the loader says.
         cause: loader::Error,
+    },
+    /// The kernel inside a bzImage can't be unpacked.
+    #[error("kernel {}: unpacking it: {cause}", path.display())]
+    Payload {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
     },
     /// Too little memory.
     #[error(
@@ -227,6 +236,27 @@ impl Image {
         ram_end: Gpa,
     ) -> Result<Self, BootError> {
         let header = linux::checked_header(file, path)?;
+        let mut code = Vec::new();
+        file.seek(SeekFrom::Start(linux::setup_size(&header)))
+            .and_then(|_| file.read_to_end(&mut code))
+            .map_err(|cause| unreadable("kernel", path, cause))?;
+        let initrd_max = Gpa::new(u64::from(header.initrd_addr_max) + 1);
+        if let Some(unpacked) = payload::unpack(&header, &code) {
+            let elf = unpacked.map_err(|cause| BootError::Payload {
+                path: path.to_owned(),
+                cause,
+            })?;
+            let loaded = Elf::load(memory, None, &mut Cursor::new(elf), None);
+            let loaded = loaded.map_err(|c| broken(path, c))?;
+            return Ok(Self {
+                end: fits("the kernel", loaded.kernel_end, ram_end)?,
+                kind: Kind::Linux {
+                    entry: Gpa::new(loaded.kernel_load.0),
+                    header: Some(header),
+                },
+                initrd_max,
+            });
+        }
         let start = layout::KERNEL.max(Gpa::new(header.pref_address));
         let needed = start.raw().saturating_add(u64::from(header.init_size));
         let end = fits("the kernel", needed, ram_end)?;
@@ -239,7 +269,7 @@ impl Image {
                 header: loaded.setup_header,
             },
             end,
-            initrd_max: Gpa::new(u64::from(header.initrd_addr_max) + 1),
+            initrd_max,
         })
     }
 }
