@@ -56,8 +56,8 @@ pub(crate) type SharedRing = Arc<Mutex<DirtyRing>>;
 /// The MMU of one VM.
 ///
 /// # Locks
-/// Order: the slots' writer lock, then [`Mmu::changes`], then that of the shadow tables. None is
-/// held while waiting for vCPUs but the first, which no vCPU takes in guest mode.
+/// Order: the slots' writer lock, then that of changes to the second level, then that of the shadow
+/// tables. None is held while waiting for vCPUs but the first, which no vCPU takes in guest mode.
 pub struct Mmu {
     pub(crate) slots: Arc<Slots>,
     pub(crate) config: MmuConfig,
