@@ -198,6 +198,7 @@ fn harvest(c: &mut Criterion) {
         machine.slot(GIB, SlotFlags::empty());
         machine.slot(GIB, SlotFlags::LOG_DIRTY_PAGES);
         let mut vcpu = VcpuMmu::new(&machine.mmu, 0);
+        let _ = vcpu.set_registers(&map_4k(&machine, pages));
         for page in 0..pages {
             vcpu.translate(Gva::new(page * PAGE), READ).expect("RAM");
         }

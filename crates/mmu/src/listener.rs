@@ -124,9 +124,12 @@ impl Mmu {
 /// The host frames of one word of a slot's dirty log.
 fn host_frames(slot: &Slot, word: DirtyWord) -> impl Iterator<Item = Hfn> {
     let first = slot.hva.frame().number() + word.index as u64 * 64;
-    (0..64)
-        .filter(move |bit| word.mask >> bit & 1 == 1)
-        .map(move |bit| Hfn::new(first + bit))
+    let mut mask = word.mask;
+    std::iter::from_fn(move || {
+        let bit = (mask != 0).then(|| mask.trailing_zeros())?;
+        mask &= mask - 1;
+        Some(Hfn::new(first + u64::from(bit)))
+    })
 }
 
 fn frames(slot: &Slot) -> Frames {

@@ -14,7 +14,7 @@ use x86::paging::Pte;
 
 use super::Shadow;
 use super::entry::Entry;
-use super::state::{EntryRef, Page, PageId, Source, State, block_of};
+use super::state::{EntryRef, NumberMap, Page, PageId, Source, State, block_of};
 use super::sync::guest_entry;
 use crate::mmu::lock;
 
@@ -136,7 +136,7 @@ impl State {
     }
 
     fn check_tables(&self) -> Result<(), String> {
-        let mut blocks = HashMap::<u64, usize>::new();
+        let mut blocks = NumberMap::<u64, usize>::default();
         for (frame, table) in &self.tables {
             if table.protected {
                 *blocks.entry(block_of(*frame)).or_default() += 1;

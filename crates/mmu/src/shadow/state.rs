@@ -1,6 +1,7 @@
 //! Everything about shadow pages that only the holder of the lock sees.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::atomic::Ordering;
 
 use addr::{Gpa, Hfn};
@@ -93,6 +94,32 @@ pub(super) struct Table {
     pub(super) quiet: u8,
 }
 
+/// A map from frame or block numbers. They come from this process, not from somebody who would
+/// choose them to collide, so a multiplication is hash enough.
+pub(super) type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
+
+/// Hashes one number.
+#[derive(Default)]
+pub(super) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 over the golden ratio; the table takes low and high bits, so fold them.
+        let product = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
+    }
+}
+
 /// 512 host frames, the unit in which large leaves and protected frames look for each other.
 pub(super) const BLOCK_SHIFT: u32 = 9;
 
@@ -102,19 +129,19 @@ pub(super) struct State {
     pub(super) pages: Vec<Option<Page>>,
     vacant: Vec<PageId>,
     pub(super) by_key: HashMap<Key, PageId>,
-    pub(super) by_address: HashMap<u64, PageId>,
-    pub(super) tables: HashMap<Hfn, Table>,
+    pub(super) by_address: NumberMap<u64, PageId>,
+    pub(super) tables: NumberMap<Hfn, Table>,
     /// Tables that are not protected.
     pub(super) unsync: Vec<Hfn>,
     /// Tables that are protected, but not all TLBs are flushed yet: stores may still go by
     /// unnoticed, so they are compared like the unsynchronised.
     pub(super) settling: Vec<Hfn>,
     /// How many protected frames each block holds.
-    pub(super) protected_blocks: HashMap<u64, usize>,
+    pub(super) protected_blocks: NumberMap<u64, usize>,
     /// Reverse map of 4 KiB leaves.
-    pub(super) frames: HashMap<Hfn, Vec<EntryRef>>,
+    pub(super) frames: NumberMap<Hfn, Vec<EntryRef>>,
     /// Reverse map of larger leaves, by each block that they touch.
-    pub(super) blocks: HashMap<u64, Vec<EntryRef>>,
+    pub(super) blocks: NumberMap<u64, Vec<EntryRef>>,
     /// Root pages in use, by vCPU.
     pub(super) roots: HashMap<u64, [Option<PageId>; 4]>,
     pub(super) arena: Arena,
@@ -309,7 +336,7 @@ fn size_class(pages: u64) -> u8 {
     if pages == 1 { 1 } else { 2 }
 }
 
-fn remove<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<EntryRef>>, key: &K, at: EntryRef) {
+fn remove<K: Hash + Eq>(map: &mut NumberMap<K, Vec<EntryRef>>, key: &K, at: EntryRef) {
     if let Some(list) = map.get_mut(key) {
         list.retain(|e| *e != at);
         if list.is_empty() {
