@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use accel::{Accelerator, Vcpu, Vm};
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_MSI, KVM_MP_STATE_RUNNABLE, kvm_dtable, kvm_irq_routing_entry,
-    kvm_irq_routing_msi, kvm_mp_state, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MP_STATE_RUNNABLE, kvm_dtable, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_mp_state, kvm_regs, kvm_segment,
+    kvm_userspace_memory_region,
 };
 use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -34,10 +35,15 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Every vCPU runs `code` of its own; `handler` runs at each interrupt.
-    pub(crate) fn new(accelerator: &dyn Accelerator, codes: &[&[u8]], handler: &[u8]) -> Guest {
+    pub(crate) fn new(
+        accelerator: &dyn Accelerator,
+        chips: Chips,
+        codes: &[&[u8]],
+        handler: &[u8],
+    ) -> Guest {
         let memory = MmapRegion::<()>::new(MEMORY).expect("a megabyte");
         let vm = accelerator.create_vm().expect("a VM");
-        vm.create_irqchip().expect("interrupt controllers");
+        chips.create(&*vm);
         let region = kvm_userspace_memory_region {
             memory_size: MEMORY as u64,
             userspace_addr: memory.as_ptr() as u64,
@@ -51,7 +57,6 @@ impl Guest {
             memory,
         };
         guest.write_tables(handler);
-        guest.route();
         for (id, code) in codes.iter().enumerate() {
             let start = CODE + 0x1000 * id as u64;
             guest.write(start, code);
@@ -73,6 +78,15 @@ impl Guest {
             .subslice(at as usize, bytes.len())
             .expect("in memory")
             .copy_from(bytes);
+    }
+
+    /// Replaces the code of a vCPU.
+    #[allow(
+        dead_code,
+        reason = "not every program that includes this file does so"
+    )]
+    pub(crate) fn reload(&self, vcpu: u64, code: &[u8]) {
+        self.write(CODE + 0x1000 * vcpu, code);
     }
 
     fn write_u64(&self, at: u64, value: u64) {
@@ -103,9 +117,36 @@ impl Guest {
         }
         self.write(HANDLER, handler);
     }
+}
 
-    /// The GSI becomes a message to vCPU 0.
-    fn route(&self) {
+/// Which interrupt controllers the accelerator has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(
+    dead_code,
+    reason = "not every program that includes this file needs all"
+)]
+pub(crate) enum Chips {
+    /// All of them, and the standard routes.
+    All,
+    /// All of them, and [`GSI`] is a message to vCPU 0.
+    Message,
+    /// Local APICs only; [`GSI`] is a level-triggered message to vCPU 0.
+    Split,
+}
+
+impl Chips {
+    fn create(self, vm: &dyn Vm) {
+        if self == Chips::Split {
+            let mut cap = kvm_enable_cap {
+                cap: KVM_CAP_SPLIT_IRQCHIP,
+                ..Default::default()
+            };
+            cap.args[0] = 32;
+            vm.enable_cap(&cap).expect("local APICs");
+        } else {
+            vm.create_irqchip().expect("interrupt controllers");
+        }
+        let level = if self == Chips::Split { 0xc000 } else { 0 };
         let mut entry = kvm_irq_routing_entry {
             gsi: GSI,
             type_: KVM_IRQ_ROUTING_MSI,
@@ -113,10 +154,12 @@ impl Guest {
         };
         entry.u.msi = kvm_irq_routing_msi {
             address_lo: 0xfee0_0000,
-            data: u32::from(VECTOR),
+            data: u32::from(VECTOR) | level,
             ..Default::default()
         };
-        self.vm.set_gsi_routing(&[entry]).expect("a route");
+        if self != Chips::All {
+            vm.set_gsi_routing(&[entry]).expect("a route");
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use accel::{Accelerator, Exit, Preference, choose};
-use guest::{COUNTER, GSI, Guest, VECTOR};
+use guest::{COUNTER, Chips, GSI, Guest, VECTOR};
 use kvm_bindings::kvm_irqfd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -98,7 +98,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Nanoseconds for each of `work` things that the guest does between two exits. Not a number where
 /// the guest does not come out: a KVM in software may not know the instruction.
 fn exits(accelerator: &dyn Accelerator, code: &[u8], work: u32) -> f64 {
-    let mut guest = Guest::new(accelerator, &[code], &[0x48, 0xcf]);
+    let mut guest = Guest::new(accelerator, Chips::Message, &[code], &[0x48, 0xcf]);
     let done = watch(guest.vcpus[0].kicker());
     let vcpu = &mut guest.vcpus[0];
     let mut rounds = Vec::new();
@@ -140,7 +140,7 @@ fn watch(kicker: Arc<dyn accel::Kicker>) -> Arc<AtomicBool> {
 /// Nanoseconds from a write to an irqfd until the halted guest's handler has left for the monitor.
 fn wake_up(accelerator: &dyn Accelerator) -> f64 {
     let body = handler(&[0xe6, 0xe1]);
-    let mut guest = Guest::new(accelerator, &[HALT], &body);
+    let mut guest = Guest::new(accelerator, Chips::Message, &[HALT], &body);
     guest.vcpus[0].set_apic_enabled();
     let event = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
     let request = kvm_irqfd {
@@ -185,7 +185,12 @@ fn wake_up(accelerator: &dyn Accelerator) -> f64 {
 
 /// Nanoseconds from an IPI until its handler's count is seen by the sender.
 fn ipi(accelerator: &dyn Accelerator, target: &[u8]) -> f64 {
-    let mut guest = Guest::new(accelerator, &[&ping(), target], &handler(&count()));
+    let mut guest = Guest::new(
+        accelerator,
+        Chips::Message,
+        &[&ping(), target],
+        &handler(&count()),
+    );
     guest.vcpus[0].set_apic_enabled();
     guest.vcpus[1].set_apic_enabled();
     let mut other = guest.vcpus.remove(1);
