@@ -279,6 +279,7 @@ fn all_slots_at_once() {
     slots.check_invariants();
     let table = slots.snapshot(0);
     assert_eq!(table.len(), usize::from(USER_SLOTS));
+    assert!(table.find(Gfn::new(u64::MAX)).is_none());
     for n in 0..u64::from(USER_SLOTS) {
         assert_eq!(table.find(Gfn::new(2 * n)).unwrap().id.raw(), n as u32);
         assert!(table.find(Gfn::new(2 * n + 1)).is_none());

@@ -72,51 +72,74 @@ fn two_waiters_inside_do_not_wait_for_each_other() {
     assert_eq!(done.load(Ordering::SeqCst), 2);
 }
 
-/// Readers copy a published value into a private one ("TLB") and use it until told otherwise; after
-/// each wait the writer spoils the old value. A reader that sees a spoilt value has been missed.
+/// What readers and the writer of the next test share.
+struct Shared {
+    domain: Arc<Domain>,
+    /// Used in turn, so that a spoilt one stays so for some rounds.
+    places: [AtomicU64; PLACES],
+    published: AtomicUsize,
+    reads: AtomicUsize,
+    stop: AtomicBool,
+}
+
+const PLACES: usize = 16;
+const SPOILT: u64 = u64::MAX;
+
+impl Shared {
+    /// Enters, uses what it found until it is asked to drop it, leaves.
+    fn stay(&self, vcpu: &Participant, word: &Word) {
+        word.0.store(0, Ordering::SeqCst);
+        vcpu.enter();
+        let mut tlb = self.published.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            // A stretch of guest code between two polls, longer than a writer that would not wait.
+            for _ in 0..100 {
+                assert_ne!(self.places[tlb].load(Ordering::Relaxed), SPOILT);
+            }
+            self.reads.fetch_add(100, Ordering::Relaxed);
+            if word.0.load(Ordering::Relaxed) != 0 {
+                word.0.store(0, Ordering::SeqCst);
+                vcpu.checkpoint();
+                tlb = self.published.load(Ordering::Relaxed);
+            }
+        }
+        vcpu.leave();
+    }
+}
+
+/// Readers copy a published place into a private one ("TLB") and use it until told otherwise; after
+/// each wait the writer spoils the place that it has replaced. A reader that sees a spoilt place has
+/// been missed.
 #[test]
 fn no_reader_uses_what_a_writer_has_replaced() {
     const ROUNDS: usize = 3000;
-    const SPOILT: u64 = u64::MAX;
-    let domain = Domain::new();
-    let places: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(SPOILT)];
-    let published = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
+    const READS: usize = 10_000_000;
+    let shared = Shared {
+        domain: Domain::new(),
+        places: [const { AtomicU64::new(0) }; PLACES],
+        published: AtomicUsize::new(0),
+        reads: AtomicUsize::new(0),
+        stop: AtomicBool::new(false),
+    };
     thread::scope(|scope| {
-        for reader in 0..2 {
-            let (domain, places, published, stop) = (&domain, &places, &published, &stop);
-            scope.spawn(move || {
+        for _ in 0..2 {
+            scope.spawn(|| {
                 let word = Arc::new(Word::default());
-                let vcpu = domain.register(word.clone());
-                while !stop.load(Ordering::Relaxed) {
-                    word.0.store(0, Ordering::SeqCst);
-                    vcpu.enter();
-                    let mut tlb = published.load(Ordering::Relaxed);
-                    for step in 0..50 * (reader + 1) {
-                        assert_ne!(places[tlb].load(Ordering::Relaxed), SPOILT);
-                        if word.0.load(Ordering::Relaxed) != 0 {
-                            word.0.store(0, Ordering::SeqCst);
-                            vcpu.checkpoint();
-                            tlb = published.load(Ordering::Relaxed);
-                        }
-                        if step % 16 == 0 {
-                            thread::yield_now();
-                        }
-                    }
-                    vcpu.leave();
+                let vcpu = shared.domain.register(word.clone());
+                while !shared.stop.load(Ordering::Relaxed) {
+                    shared.stay(&vcpu, &word);
                 }
             });
         }
-        for round in 1..=ROUNDS {
-            places[round % 2].store(round as u64, Ordering::Relaxed);
-            published.store(round % 2, Ordering::Release);
-            assert!(
-                domain
-                    .request_and_wait(Requests::FLUSH_TLB, None)
-                    .is_empty()
-            );
-            places[(round + 1) % 2].store(SPOILT, Ordering::Relaxed);
+        let mut round = 0;
+        while round < ROUNDS || shared.reads.load(Ordering::Relaxed) < READS {
+            round += 1;
+            shared.places[round % PLACES].store(round as u64, Ordering::Relaxed);
+            shared.published.store(round % PLACES, Ordering::Release);
+            let nobody = shared.domain.request_and_wait(Requests::FLUSH_TLB, None);
+            assert!(nobody.is_empty());
+            shared.places[(round - 1) % PLACES].store(SPOILT, Ordering::Relaxed);
         }
-        stop.store(true, Ordering::Relaxed);
+        shared.stop.store(true, Ordering::Relaxed);
     });
 }

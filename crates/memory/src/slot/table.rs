@@ -26,16 +26,23 @@ pub struct Table {
 }
 
 /// Neighbouring slots.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 struct Chunk {
-    /// The first frame of each slot: the keys, close together.
-    bases: Vec<u64>,
+    /// The first frame of each slot, then [`NO_SLOT`]: the keys, in the chunk itself, so that a
+    /// search of a cold chunk misses few cache lines.
+    bases: [u64; CAPACITY],
     slots: Vec<Slot>,
 }
 
+/// Behind every frame: frame numbers have 52 bits.
+const NO_SLOT: u64 = u64::MAX;
+
 impl Chunk {
     fn from_slots(slots: Vec<Slot>) -> Self {
-        let bases = slots.iter().map(|s| s.base_gfn.number()).collect();
+        let mut bases = [NO_SLOT; CAPACITY];
+        for (base, slot) in bases.iter_mut().zip(&slots) {
+            *base = slot.base_gfn.number();
+        }
         Self { bases, slots }
     }
 }
@@ -99,10 +106,10 @@ impl Table {
             .firsts
             .partition_point(|first| *first <= gfn)
             .checked_sub(1)?;
-        let slot = self.chunks[chunk]
-            .bases
-            .partition_point(|base| *base <= gfn)
-            - 1;
+        let Chunk { bases, slots } = &*self.chunks[chunk];
+        // No frame lies behind `NO_SLOT`, but a caller may ask for it.
+        let behind = bases.partition_point(|base| *base <= gfn).min(slots.len());
+        let slot = behind.checked_sub(1)?;
         Some(Position { chunk, slot })
     }
 
@@ -175,7 +182,11 @@ impl Table {
                 (1..=CAPACITY).contains(&chunk.slots.len()),
                 "a chunk of no or too many slots"
             );
-            assert_eq!(chunk.bases.len(), chunk.slots.len());
+            let behind = &chunk.bases[chunk.slots.len()..];
+            assert!(
+                behind.iter().all(|base| *base == NO_SLOT),
+                "a key without a slot"
+            );
             assert_eq!(*first, chunk.bases[0]);
             for (base, slot) in chunk.bases.iter().zip(&chunk.slots) {
                 assert_eq!(*base, slot.base_gfn.number());
@@ -195,7 +206,22 @@ impl Table {
 /// comparison more than the search, and no search at all where it hits the last slot again.
 pub struct Reader {
     cache: Cache<Place, Arc<Table>>,
-    last: Position,
+    last: Option<Hit>,
+}
+
+/// The slot of the last look-up, with what says whether it is that of the next one, too.
+#[derive(Clone, Copy)]
+struct Hit {
+    generation: u64,
+    base: u64,
+    npages: u64,
+    position: Position,
+}
+
+impl Hit {
+    fn holds(&self, generation: u64, gfn: Gfn) -> bool {
+        self.generation == generation && gfn.number().wrapping_sub(self.base) < self.npages
+    }
 }
 
 /// Where the table of an address space is published.
@@ -220,7 +246,7 @@ impl Reader {
         };
         Self {
             cache: Cache::new(place),
-            last: Position::default(),
+            last: None,
         }
     }
 
@@ -233,15 +259,18 @@ impl Reader {
     #[inline]
     pub fn find(&mut self, gfn: Gfn) -> Option<&Slot> {
         let table = self.cache.load();
-        // The position may be of an older table: it is a hint, checked as any.
-        let hit = table
-            .chunks
-            .get(self.last.chunk)
-            .and_then(|c| c.slots.get(self.last.slot))
-            .is_some_and(|slot| slot.page_of(gfn).is_some());
-        if !hit {
-            self.last = table.position(gfn)?;
+        if let Some(last) = self.last.filter(|l| l.holds(table.generation, gfn)) {
+            return Some(table.at(last.position));
         }
-        Some(table.at(self.last)).filter(|slot| slot.page_of(gfn).is_some())
+        let position = table.position(gfn)?;
+        let slot = table.at(position);
+        slot.page_of(gfn)?;
+        self.last = Some(Hit {
+            generation: table.generation,
+            base: slot.base_gfn.number(),
+            npages: slot.npages,
+            position,
+        });
+        Some(slot)
     }
 }
