@@ -242,10 +242,11 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
 
 /// From the test's segments to the program's.
 unsafe fn enter(sandbox: &Sandbox) {
-    // SAFETY: these are the bases that the process began with. A test's AC would make the
+    // SAFETY: these are the bases that the process began with. The kernel leaves AC, NT and ID as
+    // the test had them, and takes them from here when it returns: they are cleared. AC would make the
     // handler's own unaligned accesses fault; the kernel leaves it set.
     unsafe {
-        asm!("pushfq", "and dword ptr [rsp], 0xfffbffff", "popfq");
+        asm!("pushfq", "and dword ptr [rsp], 0xffdbbfff", "popfq");
         write_fs_base(sandbox.fs_base);
         write_gs_base(sandbox.gs_base);
     }
