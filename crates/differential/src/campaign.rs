@@ -8,7 +8,6 @@ use fastrand::Rng;
 use iced_x86::{Code, Register};
 
 use crate::case::{Batch, Mode, Outcome};
-use crate::compare::compare;
 use crate::generate::{Catalogue, Exclusion, Form, Tolerance, block, single, values};
 use crate::layout::DATA_BYTES;
 use crate::minimise::{Failure, Pair};
@@ -159,7 +158,10 @@ fn block_batch(
     pair.subject.run(&batch, &mut found)?;
     for (index, (e, f)) in expected.iter().zip(&found).enumerate() {
         tally.count("block", e);
-        if !compare(batch.program(index), e, f, Tolerance::default()).is_empty() {
+        if !pair
+            .compare(batch.program(index), e, f, Tolerance::default())
+            .is_empty()
+        {
             block_diverged(&batch, index, seed, effort, pair, tally)?;
         }
     }
@@ -252,7 +254,10 @@ impl Drawn {
             let (form, tolerance, _) = self.origins[self.batch.cases[index].program as usize];
             note(seen, form.code, e);
             tally.count(&format!("{:?}", form.code), e);
-            if !compare(self.batch.program(index), e, f, tolerance).is_empty() {
+            if !pair
+                .compare(self.batch.program(index), e, f, tolerance)
+                .is_empty()
+            {
                 self.diverged(index, pair, effort, tally)?;
             }
         }

@@ -40,7 +40,11 @@ pub fn compare(
         return list.0;
     }
     list.registers(&expected.state, &found.state, tolerance);
-    let unseen = dead_flags::unseen(program, expected);
+    let unseen = if tolerance.dead_flags {
+        dead_flags::unseen(program, expected)
+    } else {
+        0
+    };
     list.flags(expected.state.rflags, found.state.rflags, unseen);
     list.extended(&expected.state.extended, &found.state.extended);
     list.memory(&expected.memory, &found.memory);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use differential::campaign::{self, Effort, MODES, Progress, Tally};
-use differential::case::Executor;
+use differential::case::{Executor, Mode};
 use differential::generate::Catalogue;
 use differential::guest::{GuestCpu, Translation};
 use differential::minimise::Pair;
@@ -52,13 +52,16 @@ struct Cli {
     list_excluded: bool,
 }
 
+/// Modes times translations times kinds of programs: what the time is shared among.
+const RUNS: f64 = 10.0;
+
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     let effort = Effort {
         seed: cli.seed,
         encodings: cli.encodings,
         states: cli.states,
-        time: Duration::from_secs_f64(cli.minutes * 30.0),
+        time: Duration::from_secs_f64(cli.minutes * 60.0 / RUNS),
         kept: cli.kept,
         progress: if cli.progress {
             Progress::Shown
@@ -67,40 +70,10 @@ fn main() -> Result<ExitCode> {
         },
     };
     let mut native = NativeCpu::new()?;
-    let mut subject = self::subject(&cli, Translation::Normal)?;
-    let mut stepped = self::subject(&cli, Translation::Stepped)?;
     let mut clean = true;
     for mode in MODES {
-        let mut catalogue = Catalogue::new(mode);
-        if let Some(pattern) = &cli.forms {
-            catalogue.restrict(pattern);
-        }
-        let mut pair = Pair {
-            native: &mut native,
-            subject: &mut *subject,
-        };
-        if !cli.blocks {
-            let started = Instant::now();
-            let tally = campaign::single_instructions(&mut catalogue, effort, &mut pair)?;
-            println!("{mode:?}, single instructions, seed {}", cli.seed);
-            print_catalogue(&catalogue, &cli);
-            clean &= print_tally(&tally, started.elapsed());
-        }
-        if !cli.singles {
-            for subject in [&mut subject, &mut stepped] {
-                let mut pair = Pair {
-                    native: &mut native,
-                    subject: &mut **subject,
-                };
-                let started = Instant::now();
-                let tally = campaign::blocks(&catalogue, mode, effort, &mut pair)?;
-                println!(
-                    "{mode:?}, whole programs, {}, seed {}",
-                    pair.subject.name(),
-                    cli.seed
-                );
-                clean &= print_tally(&tally, started.elapsed());
-            }
+        for translation in [Translation::Exact, Translation::Fast, Translation::Stepped] {
+            clean &= run(&cli, mode, translation, &mut native, effort)?;
         }
     }
     Ok(if clean {
@@ -108,6 +81,47 @@ fn main() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn run(
+    cli: &Cli,
+    mode: Mode,
+    translation: Translation,
+    native: &mut NativeCpu,
+    effort: Effort,
+) -> Result<bool> {
+    let mut catalogue = Catalogue::new(mode);
+    if let Some(pattern) = &cli.forms {
+        catalogue.restrict(pattern);
+    }
+    let mut subject = subject(cli, translation)?;
+    let mut pair = Pair {
+        native,
+        subject: &mut *subject,
+    };
+    let mut clean = true;
+    if !cli.blocks && translation != Translation::Stepped {
+        let started = Instant::now();
+        let tally = campaign::single_instructions(&mut catalogue, effort, &mut pair)?;
+        print_title(cli, mode, "single instructions", &pair);
+        print_catalogue(&catalogue, cli);
+        clean &= print_tally(&tally, started.elapsed());
+    }
+    if !cli.singles {
+        let started = Instant::now();
+        let tally = campaign::blocks(&catalogue, mode, effort, &mut pair)?;
+        print_title(cli, mode, "whole programs", &pair);
+        clean &= print_tally(&tally, started.elapsed());
+    }
+    Ok(clean)
+}
+
+fn print_title(cli: &Cli, mode: Mode, what: &str, pair: &Pair<'_>) {
+    println!(
+        "{mode:?}, {what}, {}, seed {}",
+        pair.subject.name(),
+        cli.seed
+    );
 }
 
 fn subject(cli: &Cli, translation: Translation) -> Result<Box<dyn Executor>> {

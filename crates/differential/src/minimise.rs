@@ -47,8 +47,24 @@ impl Pair<'_> {
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         self.native.run(&batch, &mut expected)?;
         self.subject.run(&batch, &mut found)?;
-        let differences = compare(&failure.program, &expected[0], &found[0], failure.tolerance);
+        let differences =
+            self.compare(&failure.program, &expected[0], &found[0], failure.tolerance);
         Ok((differences, expected[0]))
+    }
+
+    /// What differs, with what the side under test is known not to keep left out.
+    pub fn compare(
+        &self,
+        program: &Program,
+        expected: &Outcome,
+        found: &Outcome,
+        tolerance: Tolerance,
+    ) -> Vec<Difference> {
+        let tolerance = Tolerance {
+            dead_flags: !self.subject.keeps_dead_flags(),
+            ..tolerance
+        };
+        compare(program, expected, found, tolerance)
     }
 
     /// Simplifies as long as the sides differ.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use addr::{Gpa, Gva};
 use anyhow::Result;
 use cpu::system::GuestDebug;
-use cpu::{CpuState, Exit, Segment, TableRegister};
+use cpu::{CpuState, Exit, FlagsAtFaults, Segment, TableRegister};
 
 use super::image::{self, Image};
 use super::machine::Machine;
@@ -17,8 +17,10 @@ use x86::control::{Cr0, Cr4, Efer};
 /// Whether instructions run one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Translation {
-    /// As always: whole blocks, chained.
-    Normal,
+    /// Whole blocks, chained, with exact flags at faults.
+    Exact,
+    /// The same, with the flags that faults show left to chance where the code replaces them.
+    Fast,
     /// One instruction per block; the monitor sees each.
     Stepped,
 }
@@ -44,7 +46,10 @@ const TICKS: u32 = 12;
 impl GuestCpu {
     /// A guest with the oracle's windows mapped.
     pub fn new(translation: Translation) -> Result<Self> {
-        let machine = Machine::new(image::RAM_BYTES as u64)?;
+        let mut machine = Machine::new(image::RAM_BYTES as u64)?;
+        if translation == Translation::Fast {
+            machine.vcpu.set_flags_at_faults(FlagsAtFaults::IfRead);
+        }
         machine.write(Gpa::new(0), Image::new().bytes());
         machine.write(image::CODE_PAGES, &[FILLER; CODE_BYTES]);
         Ok(Self {
@@ -165,7 +170,8 @@ impl GuestCpu {
 impl Executor for GuestCpu {
     fn name(&self) -> &'static str {
         match self.translation {
-            Translation::Normal => "translated",
+            Translation::Exact => "translated",
+            Translation::Fast => "translated, dead flags dropped",
             Translation::Stepped => "translated one by one",
         }
     }
@@ -182,6 +188,10 @@ impl Executor for GuestCpu {
             outcomes.push(outcome);
         }
         Ok(())
+    }
+
+    fn keeps_dead_flags(&self) -> bool {
+        self.translation != Translation::Fast
     }
 
     fn remarks(&mut self) -> Vec<String> {
