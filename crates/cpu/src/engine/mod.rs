@@ -8,7 +8,6 @@ mod context;
 mod enter;
 mod find;
 pub(crate) mod frame;
-mod inspect;
 mod kick;
 mod masked;
 mod memory;
@@ -23,6 +22,5 @@ mod tlb;
 mod vcpu;
 
 pub use code_map::CodeMap;
-pub use inspect::Translation;
 pub use kick::VcpuKick;
 pub use vcpu::{Vcpu, VcpuConfig};
