@@ -9,7 +9,7 @@ pub mod state;
 pub mod system;
 mod translate;
 
-pub use engine::{CodeMap, Vcpu, VcpuConfig, VcpuKick};
+pub use engine::{CodeMap, Translation, Vcpu, VcpuConfig, VcpuKick};
 pub use outcome::{
     DebugExit, Exception, Exit, HostFault, HypercallExit, InternalError, IoDirection, IoExit,
     MmioExit, MsrExit,

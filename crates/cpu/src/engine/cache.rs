@@ -98,6 +98,15 @@ impl CodeCache {
         (self.base(), self.base() + self.size as u64)
     }
 
+    /// The code between two offsets.
+    pub(crate) fn code(&self, start: u32, end: u32) -> &[u8] {
+        assert!(start <= end && end as usize <= self.used);
+        // SAFETY: inside the mapping, and written; `&self` keeps everyone from changing it.
+        unsafe {
+            std::slice::from_raw_parts(self.write.add(start as usize), (end - start) as usize)
+        }
+    }
+
     /// Appends code; its offset. The caller has asked [`Self::has_room`].
     pub(crate) fn push(&mut self, code: &[u8]) -> u32 {
         assert!(self.has_room(code.len()));

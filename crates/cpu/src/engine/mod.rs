@@ -8,6 +8,7 @@ mod context;
 mod enter;
 mod find;
 pub(crate) mod frame;
+mod inspect;
 mod kick;
 mod masked;
 mod memory;
@@ -22,5 +23,6 @@ mod tlb;
 mod vcpu;
 
 pub use code_map::CodeMap;
+pub use inspect::Translation;
 pub use kick::VcpuKick;
 pub use vcpu::{Vcpu, VcpuConfig};
