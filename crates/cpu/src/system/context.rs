@@ -25,8 +25,7 @@ bitflags! {
         /// An event may be deliverable that was not before: IF was set, a shadow begun or ended, an
         /// NMI unmasked, the task priority lowered, a trap noted. [`super::boundary`] is called next.
         const EVENTS = 1 << 4;
-        /// DR0 to DR3, DR7, TF, RF or a shadow: [`super::must_step`] and the watched pages may have
-        /// changed.
+        /// DR0 to DR3, DR7, TF, RF or a shadow: [`super::must_step`] may have changed.
         const DEBUG = 1 << 5;
         /// RFLAGS.AC changed, or CR4.SMAP: which rights explicit accesses have.
         const ACCESS_RIGHTS = 1 << 6;
@@ -84,6 +83,8 @@ pub struct Pending {
     pub debug: u64,
     /// The exit that the monitor is working on, or its answer.
     pub exit: PendingExit,
+    /// An answer has ended an instruction outside of a run: a step for a monitor that steps.
+    pub retired: bool,
 }
 
 /// One vCPU as the functions of this module see it.

@@ -16,7 +16,7 @@ use crate::{CpuState, DebugExit, Exit};
 
 /// How data is touched, for watchpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataAccess {
+pub(super) enum DataAccess {
     /// A load.
     Read,
     /// A store.
@@ -51,8 +51,8 @@ fn matching(dr: &[u64; 4], dr7: u64, gva: Gva, len: u64, wanted: &[Condition]) -
 }
 
 /// Bits of DR6 for the data breakpoints that an access of `len` bytes meets; the trap is due after
-/// the instruction. Whoever makes guest accesses adds them to [`super::Pending::debug`].
-pub fn data_breakpoints(
+/// the instruction.
+pub(super) fn data_breakpoints(
     state: &CpuState,
     guest_debug: &GuestDebug,
     gva: Gva,
@@ -70,9 +70,8 @@ pub fn data_breakpoints(
     matching(dr, dr7, gva, len, wanted)
 }
 
-/// The address ranges that data breakpoints watch: accesses to their pages must not bypass
-/// [`data_breakpoints`].
-pub fn watched_ranges(
+/// The address ranges that data breakpoints watch.
+pub(super) fn watched_ranges(
     state: &CpuState,
     guest_debug: &GuestDebug,
 ) -> impl Iterator<Item = (Gva, u64)> {

@@ -11,6 +11,7 @@
 //! Instruction breakpoints come after all of these, with the next instruction's fetch
 //! ([`super::begin_instruction`]).
 
+use x86::debug::DR6_BS;
 use x86::rflags;
 
 use super::{Abort, Context, Effects, Event, deliver};
@@ -68,6 +69,10 @@ impl Context<'_> {
     }
 
     fn debug_trap(&mut self) -> Result<Option<Exception>, Abort> {
+        let retired = std::mem::take(&mut self.pending.retired);
+        if retired && self.guest_debug.enabled && self.guest_debug.single_step {
+            self.pending.debug |= DR6_BS;
+        }
         if self.pending.debug == 0 || self.state.events.mov_ss_shadow {
             return Ok(None);
         }
@@ -92,6 +97,13 @@ impl Context<'_> {
             && !events.mov_ss_shadow
             && !events.sti_shadow
             && !self.holds_interrupts()
+    }
+
+    /// Whether `HLT` would be over at once.
+    pub(super) fn has_wakeup(&mut self) -> bool {
+        self.takes_nmi()
+            || self.takes_interrupts() && self.platform.interrupt_pending()
+            || self.state.events.interrupt.is_some()
     }
 
     /// The monitor steps and wants no interrupts in between.

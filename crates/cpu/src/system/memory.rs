@@ -46,8 +46,7 @@ pub enum Flush {
 ///
 /// A read of device memory that has no answer yet is `Err(Abort::Exit(Exit::Mmio))`; the instruction
 /// or the delivery is then begun again with the answers so far. A write to device memory is queued
-/// and leaves after the instruction. Data breakpoints (DR7) that match are noted in
-/// [`super::Pending::debug`] by whoever implements this.
+/// and leaves after the instruction.
 pub trait LinearMemory {
     /// Reads `data.len()` bytes at `gva`.
     fn read(&mut self, gva: Gva, data: &mut [u8], privilege: Privilege) -> Result<(), Abort>;

@@ -43,7 +43,8 @@ impl Context<'_> {
         self.state.events.sti_shadow = false;
         self.state.events.mov_ss_shadow = false;
         self.effects |= Effects::EVENTS | Effects::DEBUG;
-        if self.pending.debug != 0 || self.state.flags_have(rflags::TF) {
+        let traps = self.pending.debug != 0 || self.state.flags_have(rflags::TF);
+        if traps || self.has_wakeup() {
             return Ok(Next::Sequential);
         }
         match self.platform.halt(self.state) {

@@ -62,11 +62,11 @@ mod tables;
 mod task;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod xsave;
 
 pub use classify::{is_system, uses_fpu};
 pub use context::{Context, Effects, GuestDebug, Next, Pending};
-pub use debug::{DataAccess, data_breakpoints, watched_ranges};
 pub use deliver::{Event, deliver};
 pub use dispatch::execute;
 pub use events::{Boundary, boundary};

@@ -79,6 +79,7 @@ pub enum Completion {
 /// The instruction that left is over.
 fn retire(state: &mut CpuState, pending: &mut Pending, next: u64) {
     state.rip = next;
+    pending.retired = true;
     if state.rflags & rflags::TF != 0 {
         pending.debug |= DR6_BS;
     }

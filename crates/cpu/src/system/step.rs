@@ -6,6 +6,7 @@ use x86::rflags;
 
 use super::debug::has_instruction_breakpoints;
 use super::fault::debug;
+use super::watch::has_data_breakpoints;
 use super::{Abort, Context, Effects, GuestDebug};
 use crate::CpuState;
 
@@ -14,6 +15,8 @@ use crate::CpuState;
 pub struct Step {
     /// Whether TF was set, or the monitor steps.
     traps: bool,
+    /// Data breakpoints that the instruction will meet.
+    data: u64,
 }
 
 /// Whether the next instruction must run alone.
@@ -25,6 +28,7 @@ pub fn must_step(state: &CpuState, guest_debug: &GuestDebug) -> bool {
         || state.events.mov_ss_shadow
         || guest_debug.enabled && guest_debug.single_step
         || has_instruction_breakpoints(state, guest_debug)
+        || has_data_breakpoints(state, guest_debug)
 }
 
 /// Before an instruction that runs alone: instruction breakpoints.
@@ -43,7 +47,8 @@ pub fn begin_instruction(ctx: &mut Context<'_>) -> Result<Step, Abort> {
     }
     let traps =
         ctx.state.flags_have(rflags::TF) || ctx.guest_debug.enabled && ctx.guest_debug.single_step;
-    Ok(Step { traps })
+    let data = ctx.data_breakpoints_ahead();
+    Ok(Step { traps, data })
 }
 
 /// After an instruction that ran alone to its end: shadows end, RF is cleared, traps become due.
@@ -59,6 +64,7 @@ pub fn end_instruction(ctx: &mut Context<'_>, step: Step) {
     if step.traps && !effects.contains(Effects::DELIVERED) {
         ctx.pending.debug |= DR6_BS;
     }
+    ctx.pending.debug |= step.data;
     if !effects.contains(Effects::RF_LOADED) {
         ctx.state.rflags &= !rflags::RF;
     }

@@ -1,6 +1,8 @@
 //! The guests, by subject.
 
+mod alone;
 mod control;
+mod events;
 mod exceptions;
 mod far;
 mod flags;

@@ -1,6 +1,7 @@
 //! A guest and what became of it.
 
 use cpu::CpuState;
+use cpu::system::GuestDebug;
 
 use crate::layout::{self, CODE, Start};
 
@@ -10,16 +11,49 @@ pub struct Guest {
     pub name: String,
     pub state: CpuState,
     pub memory: Vec<u8>,
+    pub wishes: Wishes,
+}
+
+/// What the monitor does with a guest besides running it.
+#[derive(Clone, Copy, Default)]
+pub struct Wishes {
+    /// An interrupt for when one can be taken: the monitor asks for the interrupt window.
+    pub interrupt: Option<u8>,
+    /// An NMI is pending.
+    pub nmi: bool,
+    /// The monitor's own debugging.
+    pub debug: GuestDebug,
 }
 
 /// One thing that the monitor saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
-    Out { port: u16, data: Vec<u8> },
-    In { port: u16, size: u8, count: u32 },
-    Write { gpa: u64, data: Vec<u8> },
-    Read { gpa: u64, len: u8 },
-    Debug { pc: u64, dr6: u64 },
+    Out {
+        port: u16,
+        data: Vec<u8>,
+    },
+    In {
+        port: u16,
+        size: u8,
+        count: u32,
+    },
+    Write {
+        gpa: u64,
+        data: Vec<u8>,
+    },
+    Read {
+        gpa: u64,
+        len: u8,
+    },
+    Debug {
+        vector: u8,
+        pc: u64,
+        dr6: u64,
+    },
+    /// An interrupt can be taken here.
+    Window {
+        rip: u64,
+    },
 }
 
 /// Why a guest is over.
@@ -58,6 +92,7 @@ impl Guest {
             name: format!("{start:?}: {}", name.into()),
             state: layout::state(start),
             memory: layout::memory(start),
+            wishes: Wishes::default(),
         };
         guest.put(CODE, code);
         guest

@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use x86::descriptor::attributes;
 use x86::msr;
 
-use crate::guest::{End, Guest, MAX_EXITS, Outcome, Seen, input};
+use crate::guest::{End, Guest, MAX_EXITS, Outcome, Seen, Wishes, input};
 use crate::layout::MEMORY;
 use crate::watch::Watch;
 
@@ -194,13 +194,14 @@ impl Kernel {
     pub fn run(&mut self, guest: &Guest) -> Outcome {
         self.bytes().copy_from_slice(&guest.memory);
         self.set_state(&guest.state);
+        self.set_wishes(&guest.wishes);
         let watch = Watch::signal_this_thread();
         let mut seen = Vec::new();
         let end = loop {
             if seen.len() > MAX_EXITS {
                 break End::Endless;
             }
-            match self.exit(&mut seen) {
+            match self.exit(&mut seen, &guest.wishes) {
                 None => {}
                 Some(end) => break end,
             }
@@ -214,8 +215,57 @@ impl Kernel {
         }
     }
 
+    fn set_wishes(&mut self, wishes: &Wishes) {
+        let window = u8::from(wishes.interrupt.is_some());
+        self.vcpu.get_kvm_run().request_interrupt_window = window;
+        if wishes.nmi {
+            let mut events = self.vcpu.get_vcpu_events().expect("events");
+            events.nmi.pending = 1;
+            events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING;
+            self.vcpu
+                .set_vcpu_events(&events)
+                .expect("events to be set");
+        }
+        let debug = &wishes.debug;
+        let bit = |wanted: bool, bit: u32| if wanted { bit } else { 0 };
+        let mut control = bit(debug.enabled, kvm_bindings::KVM_GUESTDBG_ENABLE)
+            | bit(debug.single_step, kvm_bindings::KVM_GUESTDBG_SINGLESTEP)
+            | bit(
+                debug.software_breakpoints,
+                kvm_bindings::KVM_GUESTDBG_USE_SW_BP,
+            )
+            | bit(
+                debug.hardware_breakpoints,
+                kvm_bindings::KVM_GUESTDBG_USE_HW_BP,
+            );
+        if !debug.enabled {
+            control = 0;
+        }
+        let mut settings = kvm_bindings::kvm_guest_debug {
+            control,
+            ..Default::default()
+        };
+        settings.arch.debugreg[..4].copy_from_slice(&debug.dr);
+        settings.arch.debugreg[7] = debug.dr7;
+        self.vcpu
+            .set_guest_debug(&settings)
+            .expect("debugging to be set");
+    }
+
+    fn inject(&mut self, wishes: &Wishes) {
+        self.vcpu.get_kvm_run().request_interrupt_window = 0;
+        let mut events = self.vcpu.get_vcpu_events().expect("events");
+        if let Some(vector) = wishes.interrupt {
+            events.interrupt.injected = 1;
+            events.interrupt.nr = vector;
+            self.vcpu
+                .set_vcpu_events(&events)
+                .expect("events to be set");
+        }
+    }
+
     /// One exit; `None` where the guest goes on.
-    fn exit(&mut self, seen: &mut Vec<Seen>) -> Option<End> {
+    fn exit(&mut self, seen: &mut Vec<Seen>, wishes: &Wishes) -> Option<End> {
         match self.vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 seen.push(Seen::Out {
@@ -246,10 +296,19 @@ impl Kernel {
                 data.copy_from_slice(&input(gpa, data.len()));
             }
             Ok(VcpuExit::Debug(debug)) => {
+                let vector = debug.exception as u8;
+                // The event says nothing in DR6 where it is a breakpoint of software.
+                let dr6 = if vector == 3 { 0xffff_0ff0 } else { debug.dr6 };
                 seen.push(Seen::Debug {
+                    vector,
                     pc: debug.pc,
-                    dr6: debug.dr6,
+                    dr6,
                 });
+            }
+            Ok(VcpuExit::IrqWindowOpen) => {
+                let rip = self.vcpu.get_regs().expect("registers").rip;
+                seen.push(Seen::Window { rip });
+                self.inject(wishes);
             }
             Ok(VcpuExit::Hlt) => return Some(End::Halt),
             Ok(VcpuExit::Shutdown) => return Some(End::Shutdown),

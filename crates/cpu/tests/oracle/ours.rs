@@ -5,8 +5,8 @@ use std::sync::Arc;
 use addr::{Gpa, Hva};
 use cpu::system::Offer;
 use cpu::{
-    CodeMap, CpuState, CpuidResult, Exception, Exit, Handled, IoDirection, Platform, Refusal, Vcpu,
-    VcpuConfig,
+    CodeMap, CpuState, CpuidResult, Exception, Exit, Handled, InjectedInterrupt, IoDirection,
+    Platform, Refusal, Vcpu, VcpuConfig,
 };
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX};
 use memory::quiesce::{Domain, Requests};
@@ -30,6 +30,7 @@ pub struct Ours {
 /// All is left to the monitor.
 struct Everything {
     cpuid: CpuId,
+    wants_window: bool,
 }
 
 impl Everything {
@@ -55,7 +56,7 @@ impl Platform for Everything {
         None
     }
     fn interrupt_window_requested(&self) -> bool {
-        false
+        self.wants_window
     }
     fn halt(&mut self, _: &mut CpuState) -> Handled {
         Handled::No
@@ -107,6 +108,7 @@ impl Ours {
         slots.set_region(&region).expect("a memory slot");
         let platform = Everything {
             cpuid: cpuid.clone(),
+            wants_window: false,
         };
         let config = VcpuConfig {
             code: Arc::new(CodeMap::default()),
@@ -132,6 +134,9 @@ impl Ours {
     pub fn run(&mut self, guest: &Guest) -> Outcome {
         self.bytes().copy_from_slice(&guest.memory);
         *self.vcpu.state_mut() = guest.state.clone();
+        self.vcpu.state_mut().events.nmi_pending = guest.wishes.nmi.into();
+        self.vcpu.set_guest_debug(guest.wishes.debug);
+        self.platform.wants_window = guest.wishes.interrupt.is_some();
         *self.vcpu.fpu_mut() = cpu::fpu::FpuState::default();
         let mut seen = Vec::new();
         let kicker = self.vcpu.kicker();
@@ -141,6 +146,18 @@ impl Ours {
                 break End::Endless;
             }
             let exit = self.vcpu.run(&mut self.platform);
+            if exit == Exit::InterruptWindow {
+                seen.push(Seen::Window {
+                    rip: self.vcpu.state().rip,
+                });
+                self.platform.wants_window = false;
+                self.vcpu.state_mut().events.interrupt =
+                    guest.wishes.interrupt.map(|vector| InjectedInterrupt {
+                        vector,
+                        soft: false,
+                    });
+                continue;
+            }
             if let Some(end) = self.handle(exit, &mut seen) {
                 break end;
             }
@@ -187,6 +204,7 @@ impl Ours {
                 }
             }
             Exit::Debug(debug) => seen.push(Seen::Debug {
+                vector: debug.vector,
                 pc: debug.pc.raw(),
                 dr6: debug.dr6,
             }),

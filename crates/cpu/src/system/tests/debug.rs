@@ -7,9 +7,9 @@ use x86::rflags;
 use x86::vector;
 
 use super::Machine;
+use crate::system::debug::{DataAccess, data_breakpoints, watched_ranges};
 use crate::system::{
-    Abort, Boundary, DataAccess, Event, Next, begin_instruction, boundary, data_breakpoints,
-    end_instruction, execute, must_step, watched_ranges,
+    Abort, Boundary, Event, Next, begin_instruction, boundary, end_instruction, execute, must_step,
 };
 use crate::{Exception, Exit};
 
