@@ -1,5 +1,6 @@
 //! Small guests on every accelerator: the same exits, registers and memory.
 
+mod interrupts;
 mod machine;
 
 use accel::Exit;
