@@ -75,12 +75,12 @@ impl Vcpu {
         }
     }
 
-    /// Takes over the NMIs that came by the APIC.
+    /// Takes over the NMIs that came by the APIC, and forgets those that don't fit (`process_nmi`).
     pub(crate) fn collect_nmis(&self, inner: &mut Inner) {
-        let Some(lapic) = self.lapic().filter(|lapic| lapic.has_nmis()) else {
-            return;
+        let came = match self.lapic().filter(|lapic| lapic.has_nmis()) {
+            Some(lapic) => lapic.take_nmis().min(2) as u8,
+            None => 0,
         };
-        let came = lapic.take_nmis().min(2) as u8;
         inner.add_nmis(came);
     }
 
@@ -102,8 +102,12 @@ impl Vcpu {
 impl Inner {
     /// NMIs that wait: one in service latches one more; none in service, two.
     pub(crate) fn add_nmis(&mut self, came: u8) {
-        let events = &mut self.core.state_mut().events;
-        let most = if events.nmi_masked { 1 } else { 2 };
-        events.nmi_pending = events.nmi_pending.saturating_add(came).min(most);
+        let events = &self.core.state().events;
+        let in_service = events.nmi_masked || self.machine.nmi_injected;
+        let most = if in_service { 1 } else { 2 };
+        let pending = events.nmi_pending.saturating_add(came).min(most);
+        if pending != events.nmi_pending {
+            self.core.state_mut().events.nmi_pending = pending;
+        }
     }
 }

@@ -43,7 +43,8 @@ impl Vcpu {
         let mut inner = self.lock();
         if debug.control & (KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP) != 0 {
             let events = &mut inner.core.state_mut().events;
-            if events.exception.is_some() {
+            let pending = events.exception.is_some() && !events.exception_injected;
+            if pending || events.triple_fault {
                 return Err(Errno::EBUSY);
             }
             events.exception = Some(injected(debug.control));
