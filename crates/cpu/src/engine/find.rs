@@ -244,7 +244,7 @@ impl Vcpu {
                 let tail = &mut bytes[first..first + LONGEST];
                 self.read_code(id, next, tail)?;
                 second = Some((next, id));
-                let check = Some(check_of(next.frame(), id));
+                let check = self.inline_check(next, id, context);
                 length = self.decode(rip, mode, &bytes[..first + LONGEST], check);
             }
             let length = length.unwrap_or(first);
@@ -257,7 +257,7 @@ impl Vcpu {
                     rip,
                     mode,
                     bytes: &bytes,
-                    second: second.map(|(next, id)| check_of(next.frame(), id)),
+                    second: second.and_then(|(next, id)| self.inline_check(next, id, context)),
                 };
                 let second = second.map(|(_, id)| id);
                 return Ok(self.write_block(&source, linear, page, second));
@@ -265,6 +265,14 @@ impl Vcpu {
             // A page died meanwhile: its successor, if it is one.
             page = self.code_page(linear, context)?;
         }
+    }
+
+    /// The check of a second page inside a block. A translation of a special kind has none: the
+    /// instruction TLB is not kept for it, and it is never chained, so [`Vcpu::find`] looks at both
+    /// pages each time.
+    fn inline_check(&self, next: Gva, id: u32, context: CodeContext) -> Option<PageCheck> {
+        let plain = context == self.contexts[context.mode.view() as usize];
+        plain.then(|| check_of(next.frame(), id))
     }
 
     fn decode(
