@@ -408,3 +408,61 @@ fn eoi_interest_is_kept_by_vector() {
     assert!(b.lapic.wants_eoi(0x91) && !b.lapic.wants_eoi(0x90));
     assert!(!b.lapic.is_eoi_interest_stale());
 }
+
+/// A vCPU that sleeps whenever it has nothing to do.
+struct Sleeper(Arc<HaltGate>);
+
+impl VcpuWake for Sleeper {
+    fn interrupt(&self) {
+        self.0.open();
+    }
+    fn request(&self) {
+        self.0.open();
+    }
+}
+
+#[test]
+fn no_interrupt_and_no_wake_up_is_lost_between_threads() {
+    const ROUNDS: u32 = 2000;
+    let gate = Arc::new(HaltGate::default());
+    let lapic = Arc::new(Lapic::new(LapicConfig {
+        id: 0,
+        role: Role::Bootstrap,
+        policy: Arc::new(Policy::default()),
+        wake: Arc::new(Sleeper(Arc::clone(&gate))),
+        time: Arc::new(Clock::default()),
+        alarm: Arc::new(NoAlarm),
+    }));
+    lapic.write_memory(reg::SPIV, &0x1ffu32.to_le_bytes());
+    let taken: Arc<[AtomicU32; 2]> = Arc::default();
+    let posters: Vec<_> = (0..2u8)
+        .map(|poster| {
+            let (lapic, taken) = (Arc::clone(&lapic), Arc::clone(&taken));
+            std::thread::spawn(move || {
+                for round in 0..ROUNDS {
+                    lapic.accept(&Message::fixed(0x40 + 0x10 * poster, 0));
+                    while taken[usize::from(poster)].load(Ordering::Acquire) == round {
+                        std::thread::yield_now();
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut left = 2 * ROUNDS;
+    while left > 0 {
+        gate.shut();
+        let Some(vector) = lapic.has_interrupt() else {
+            let woken = gate.wait(Some(Duration::from_secs(20)));
+            assert_eq!(woken, Woken::Opened, "{left} interrupts to come");
+            continue;
+        };
+        gate.cancel();
+        lapic.acknowledge(vector);
+        lapic.write_memory(reg::EOI, &[0; 4]);
+        taken[usize::from(vector - 0x40) / 0x10].fetch_add(1, Ordering::Release);
+        left -= 1;
+    }
+    for poster in posters {
+        poster.join().unwrap();
+    }
+}
