@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::layers;
+use crate::{layers, readme};
 
 /// Runs every step and stops at the first that fails.
 pub(crate) fn check() -> Result<()> {
@@ -35,7 +35,8 @@ pub(crate) fn check() -> Result<()> {
             "-D warnings -A rustdoc::private-intra-doc-links",
         )],
     )?;
-    cargo(&["test", "--workspace"], &[])
+    cargo(&["test", "--workspace"], &[])?;
+    readme::run()
 }
 
 /// Writes the documentation of the ioctl table: the test that compares it, told to write instead.

@@ -3,6 +3,7 @@
 mod gate;
 mod harness;
 mod layers;
+mod readme;
 mod selftests;
 mod workspace;
 
@@ -21,6 +22,8 @@ struct Cli {
 enum Task {
     /// Everything that CI runs: fmt, clippy, layers, docs, tests
     Check,
+    /// The commands that the README shows
+    Readme,
     /// Fails where a crate depends on one that lies above it
     Layers,
     /// Writes docs/ioctls.md from the table that dispatch runs on
@@ -35,6 +38,7 @@ enum Task {
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Check => gate::check(),
+        Task::Readme => readme::run(),
         Task::Layers => layers::check(),
         Task::Ioctls => gate::ioctls(),
         Task::Selftests(options) => selftests::main(&options),
