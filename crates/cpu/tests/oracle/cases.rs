@@ -1,6 +1,7 @@
 //! The guests, by subject.
 
 mod alone;
+mod boot;
 mod control;
 mod events;
 mod exceptions;

@@ -11,7 +11,7 @@ use crate::layout::{DATA, HANDLERS, HLT, STACK, STACK0, Start, TSS, TSS2, sel};
 use crate::ours::Ours;
 
 /// A CPU with long mode, SSE, XSAVE and what the tests here switch on.
-fn cpuid() -> CpuId {
+pub fn cpuid() -> CpuId {
     let leaf = |function, ecx, edx| kvm_cpuid_entry2 {
         function,
         ecx,
@@ -48,7 +48,7 @@ fn stack<const N: usize>(outcome: &Outcome, width: usize) -> [u64; N] {
 }
 
 /// RIP behind the `HLT` of a vector's handler.
-fn handler(vector: u64) -> u64 {
+pub fn handler(vector: u64) -> u64 {
     HANDLERS + 16 * vector + 1
 }
 
