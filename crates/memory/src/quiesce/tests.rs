@@ -74,7 +74,6 @@ fn two_waiters_inside_do_not_wait_for_each_other() {
 
 /// What readers and the writer of the next test share.
 struct Shared {
-    domain: Arc<Domain>,
     /// Used in turn, so that a spoilt one stays so for some rounds.
     places: [AtomicU64; PLACES],
     published: AtomicUsize,
@@ -86,6 +85,15 @@ const PLACES: usize = 16;
 const SPOILT: u64 = u64::MAX;
 
 impl Shared {
+    const fn new() -> Self {
+        Self {
+            places: [const { AtomicU64::new(0) }; PLACES],
+            published: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        }
+    }
+
     /// Enters, uses what it found until it is asked to drop it, leaves.
     fn stay(&self, vcpu: &Participant, word: &Word) {
         word.0.store(0, Ordering::SeqCst);
@@ -114,18 +122,13 @@ impl Shared {
 fn no_reader_uses_what_a_writer_has_replaced() {
     const ROUNDS: usize = 3000;
     const READS: usize = 10_000_000;
-    let shared = Shared {
-        domain: Domain::new(),
-        places: [const { AtomicU64::new(0) }; PLACES],
-        published: AtomicUsize::new(0),
-        reads: AtomicUsize::new(0),
-        stop: AtomicBool::new(false),
-    };
+    let domain = Domain::new();
+    let shared = Shared::new();
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 let word = Arc::new(Word::default());
-                let vcpu = shared.domain.register(word.clone());
+                let vcpu = domain.register(word.clone());
                 while !shared.stop.load(Ordering::Relaxed) {
                     shared.stay(&vcpu, &word);
                 }
@@ -136,10 +139,88 @@ fn no_reader_uses_what_a_writer_has_replaced() {
             round += 1;
             shared.places[round % PLACES].store(round as u64, Ordering::Relaxed);
             shared.published.store(round % PLACES, Ordering::Release);
-            let nobody = shared.domain.request_and_wait(Requests::FLUSH_TLB, None);
+            let nobody = domain.request_and_wait(Requests::FLUSH_TLB, None);
             assert!(nobody.is_empty());
             shared.places[(round - 1) % PLACES].store(SPOILT, Ordering::Relaxed);
         }
         shared.stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// One vCPU of the next test: a reader of what both publish, and a writer of its own places.
+struct Both<'a> {
+    me: usize,
+    shared: &'a [Shared; 2],
+    word: Arc<Word>,
+    tlb: [usize; 2],
+}
+
+impl Both<'_> {
+    /// Looks everything up anew where anything was asked.
+    fn handle(&mut self, asked: Requests) {
+        if !asked.is_empty() {
+            self.tlb = self
+                .shared
+                .each_ref()
+                .map(|s| s.published.load(Ordering::Relaxed));
+        }
+    }
+
+    fn poll(&mut self, vcpu: &Participant) {
+        for (shared, place) in self.shared.iter().zip(self.tlb) {
+            assert_ne!(shared.places[place].load(Ordering::Relaxed), SPOILT);
+            shared.reads.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.word.0.load(Ordering::Relaxed) != 0 {
+            self.word.0.store(0, Ordering::SeqCst);
+            let asked = vcpu.checkpoint();
+            self.handle(asked);
+        }
+    }
+
+    /// Replaces its own place while inside.
+    fn replace(&mut self, round: usize, domain: &Domain, vcpu: &Participant) {
+        let mine = &self.shared[self.me];
+        mine.places[round % PLACES].store(round as u64, Ordering::Relaxed);
+        mine.published.store(round % PLACES, Ordering::Release);
+        let asked = domain.request_and_wait(Requests::FLUSH_TLB, Some(vcpu));
+        // Its own request is not among them: it knows what it did.
+        self.tlb[self.me] = round % PLACES;
+        self.handle(asked);
+        mine.places[(round - 1) % PLACES].store(SPOILT, Ordering::Relaxed);
+    }
+}
+
+/// Two vCPUs that replace tables from inside guest mode, each under the other's eyes.
+#[test]
+fn writers_inside_guest_mode_are_told_what_others_replaced() {
+    const ROUNDS: usize = 3000;
+    const POLLS: usize = 50;
+    let domain = Domain::new();
+    let shared = [const { Shared::new() }; 2];
+    let both_here = std::sync::Barrier::new(2);
+    thread::scope(|scope| {
+        for me in 0..2 {
+            let (domain, shared, both_here) = (&domain, &shared, &both_here);
+            scope.spawn(move || {
+                let word = Arc::new(Word::default());
+                let vcpu = domain.register(word.clone());
+                let mut both = Both {
+                    me,
+                    shared,
+                    word,
+                    tlb: [0; 2],
+                };
+                both_here.wait();
+                both.handle(vcpu.enter() | Requests::FLUSH_TLB);
+                for round in 1..=ROUNDS {
+                    (0..POLLS).for_each(|_| both.poll(&vcpu));
+                    both.replace(round, domain, &vcpu);
+                }
+                vcpu.leave();
+            });
+        }
+    });
+    let reads = shared[0].reads.load(Ordering::Relaxed);
+    assert_eq!(reads, 2 * POLLS * ROUNDS);
 }
