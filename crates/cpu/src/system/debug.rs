@@ -181,8 +181,14 @@ impl Context<'_> {
         if number > 7 || aliased && self.state.cr4_has(Cr4::DE) {
             return Err(undefined());
         }
-        if self.state.dr7 & DR7_GD != 0 {
-            return Err(debug(DR6_BD));
+        let (_, dr7) = registers(self.state, self.guest_debug);
+        if dr7 & DR7_GD != 0 {
+            let watched = self.guest_debug.enabled && self.guest_debug.hardware_breakpoints;
+            return Err(if watched {
+                self.debug_exit(vector::DB, DR6_BD)
+            } else {
+                debug(DR6_BD)
+            });
         }
         Ok(if aliased { number + 2 } else { number })
     }
