@@ -130,6 +130,7 @@ mod tests {
             api_version: 12,
             kind: KvmKind::Software,
             evidence: vec!["a test said so".to_owned()],
+            ns_per_instruction: None,
         };
         let kind = match automatic(&software) {
             Ok(choice) => choice.accelerator.kind(),

@@ -1,6 +1,6 @@
 //! `/dev/kvm`: is it there, may we open it, and what is behind it.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use kvm_ioctls::Kvm;
 
@@ -39,6 +39,8 @@ pub enum KernelKvm {
         kind: KvmKind,
         /// What tells so.
         evidence: Vec<String>,
+        /// How long a guest instruction takes, where a guest runs at all.
+        ns_per_instruction: Option<f64>,
     },
 }
 
@@ -117,20 +119,33 @@ impl KernelKvm {
             Some(name) => format!("the CPU has {name}"),
             None => "the CPU shows neither vmx nor svm".to_owned(),
         });
-        let kind = match timed::run(kvm) {
+        let (kind, ns_per_instruction) = match timed::run(kvm) {
             Ok(timing) => {
                 evidence.push(timing.to_string());
-                judge(flag.is_some(), timing)
+                let ns = timing.ns_per_instruction();
+                (judge(flag.is_some(), timing), Some(ns))
             }
             Err(error) => {
                 evidence.push(error.to_string());
-                KvmKind::Broken
+                (KvmKind::Broken, None)
             }
         };
         Self::Open {
             api_version: kvm.get_api_version(),
             kind,
             evidence,
+            ns_per_instruction,
+        }
+    }
+
+    /// How long so many guest instructions take.
+    pub fn time_for(&self, instructions: u32) -> Option<Duration> {
+        match self {
+            Self::Open {
+                ns_per_instruction: Some(ns),
+                ..
+            } => Some(Duration::from_secs_f64(ns * f64::from(instructions) / 1e9)),
+            _ => None,
         }
     }
 }

@@ -16,7 +16,7 @@ mod options;
 
 use std::{fs::File, io, thread, time::Duration};
 
-use accel::{Choice, Kind, choose};
+use accel::{Choice, Kind, choose, detect::KernelKvm};
 use anyhow::{Context, Result};
 use devices::virtio::{
     VirtioDevice,
@@ -48,6 +48,11 @@ pub(crate) fn run(options: RunOptions) -> Result<Ending> {
 fn plan_and_run(options: RunOptions) -> Result<Ending> {
     let plan = options.plan()?;
     let choice = choose(plan.accel)?;
+    if let (Kind::Kernel, None) = (choice.accelerator.kind(), plan.timeout)
+        && let Some(refusal) = too_slow(&KernelKvm::probe())
+    {
+        return Ok(Ending::HostLacks(refusal));
+    }
     let boot = Boot::prepare(&plan)?;
     if plan.exec.is_none() {
         announce(&plan, &choice, &boot);
@@ -62,6 +67,23 @@ fn plan_and_run(options: RunOptions) -> Result<Ending> {
             Finished::With(ending) => return Ok(ending),
         }
     }
+}
+
+/// Why it makes no sense to boot on this KVM: a software one would take so long that it looks like
+/// a hang.
+fn too_slow(kernel: &KernelKvm) -> Option<String> {
+    /// About what a kernel needs to its first process.
+    const BOOT_INSTRUCTIONS: u32 = 1_000_000_000;
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let estimate = kernel.time_for(BOOT_INSTRUCTIONS)?;
+    (estimate > PATIENCE).then(|| {
+        format!(
+            "{}: a kernel would need some {} minutes to boot. `--accel user` is made for hosts \
+             like this; with `--timeout` it is tried all the same",
+            kernel.describe(),
+            estimate.as_secs().div_ceil(60),
+        )
+    })
 }
 
 /// What one life of the machine led to.
@@ -222,4 +244,24 @@ fn crash_message(crash: &vmm::Crash, choice: &Choice) -> String {
         Kind::User => "",
     };
     format!("the machine can't go on: {crash}{advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use accel::detect::KvmKind;
+
+    #[test]
+    fn only_a_slow_kvm_is_refused_and_the_way_out_is_named() {
+        let kvm = |kind, ns| KernelKvm::Open {
+            api_version: 12,
+            kind,
+            evidence: Vec::new(),
+            ns_per_instruction: Some(ns),
+        };
+        assert_eq!(too_slow(&kvm(KvmKind::Hardware, 0.7)), None);
+        let refusal = too_slow(&kvm(KvmKind::Software, 500.0)).unwrap();
+        assert!(refusal.contains("9 minutes"), "{refusal}");
+        assert!(refusal.contains("--accel user"), "{refusal}");
+    }
 }
