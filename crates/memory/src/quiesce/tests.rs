@@ -194,8 +194,8 @@ impl Both<'_> {
 /// Two vCPUs that replace tables from inside guest mode, each under the other's eyes.
 #[test]
 fn writers_inside_guest_mode_are_told_what_others_replaced() {
-    const ROUNDS: usize = 3000;
-    const POLLS: usize = 50;
+    const ROUNDS: usize = 200_000;
+    const POLLS: usize = 5;
     let domain = Domain::new();
     let shared = [const { Shared::new() }; 2];
     let both_here = std::sync::Barrier::new(2);
