@@ -9,7 +9,7 @@ use super::memory::Resolved;
 use super::segments::{bad_address, checked, is_canonical};
 use super::vcpu::Vcpu;
 use crate::system::{self, Abort, Next};
-use crate::translate::{Access, Reason, Site, Use};
+use crate::translate::{Access, Mode, Reason, Site, Span, Use};
 use crate::{Exception, HostFault, Platform};
 
 /// How the loop goes on.
@@ -29,6 +29,7 @@ impl Vcpu {
         let Site { rip, reason } = self.tables.sites[site as usize];
         match reason {
             Reason::Access(access) => self.on_access(rip, &access, platform),
+            Reason::Span(access, span) => self.on_span(rip, &access, span, platform),
             Reason::Link { patch } => self.on_link(rip, patch),
             Reason::Indirect => self.on_indirect(),
             Reason::System { instruction } => {
@@ -122,6 +123,30 @@ impl Vcpu {
             }
             Resolved::Bounce => self.begin_bounce().map(Then::Enter),
         }
+    }
+
+    /// A span that isn't in the TLB: the first access alone, then once more the span.
+    fn on_span(
+        &mut self,
+        rip: u64,
+        access: &Access,
+        span: Span,
+        platform: &mut dyn Platform,
+    ) -> Result<Then, Abort> {
+        let low = self.frame().t0;
+        self.frame_mut().t0 = low.wrapping_add((span.first - span.low) as u64);
+        let then = self.on_access(rip, access, platform)?;
+        if then != self.resume(access) {
+            return Ok(then);
+        }
+        let low = Gva::new(low);
+        let length = (span.high - span.low) as u64;
+        let view = self.context.mode.view();
+        if self.view().tlb().covers(view, low, length, span.writes) {
+            return Ok(then);
+        }
+        let number = self.find(Mode::UNSHARED)?;
+        Ok(self.enter_block(number))
     }
 
     fn on_segment(&mut self, rip: u64, access: &Access) -> Result<Then, Abort> {

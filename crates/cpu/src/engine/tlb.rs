@@ -84,6 +84,15 @@ impl Tlb<'_> {
         }
     }
 
+    /// Whether the bytes lie in one page that may be accessed so without asking.
+    pub(crate) fn covers(&self, view: View, gva: Gva, length: u64, writes: bool) -> bool {
+        let tlb = &self.views[view as usize];
+        let page = gva.wrapping_add(length - 1).frame();
+        let at = index(gva.frame());
+        let tag = if writes { tlb.write[at] } else { tlb.read[at] };
+        tag == page.number().wrapping_neg()
+    }
+
     /// Drops all entries.
     pub(crate) fn flush(&mut self) {
         if self.log.entries.len() > MOST {

@@ -310,6 +310,12 @@ impl Block<'_> {
     fn check(&mut self, address: Reg, size: u32, usage: Use, site: u32) {
         self.asm.bextr(T1, address, Reg::RSP);
         self.last_page(address, size);
+        self.finish_check(address, usage, site);
+    }
+
+    /// With the index in `T1` and the last byte's page in `rcx`: leaves unless the tag is that page's;
+    /// loads the addend.
+    pub(super) fn finish_check(&mut self, address: Reg, usage: Use, site: u32) {
         self.asm.add_mem(Width::B64, SCRATCH, self.tags(usage));
         let from = self.asm.jcc(Cond::Ne as u8);
         self.cold.push(Cold {
@@ -324,6 +330,11 @@ impl Block<'_> {
     fn check_keeping_flags(&mut self, address: Reg, size: u32, usage: Use, site: u32) {
         self.index_keeping_flags(address);
         self.last_page(address, size);
+        self.finish_keeping_flags(address, usage, site);
+    }
+
+    /// The same without a change of flags.
+    pub(super) fn finish_keeping_flags(&mut self, address: Reg, usage: Use, site: u32) {
         self.asm.load(Width::B64, T1, self.tags(usage));
         self.asm
             .lea(Width::B64, SCRATCH, Mem::indexed(SCRATCH, T1, 0, 0));
@@ -340,7 +351,7 @@ impl Block<'_> {
         self.asm.load(Width::B64, T1, addend);
     }
 
-    fn index_keeping_flags(&mut self, address: Reg) {
+    pub(super) fn index_keeping_flags(&mut self, address: Reg) {
         let mask = Mem::base(Reg::RSP, frame_disp!(tlb_mask));
         self.asm.pext_mem(T1, address, mask);
     }

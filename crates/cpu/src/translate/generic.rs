@@ -5,6 +5,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use super::address::segment_of;
 use super::form::{Field, Form, MemoryUse, Place};
 use super::registers::{GUEST_RCX, Home, home, is_high_byte, number, slot};
+use super::window::Role;
 use super::{Block, SCRATCH, T0, T1, Use};
 use crate::emit::asm::Width;
 use crate::emit::{Mem, Operands, Raw, Reg, Rm};
@@ -145,8 +146,16 @@ impl Block<'_> {
             _ => Use::Read,
         };
         let size = (instruction.memory_size().size() as u32).max(1);
-        let address = self.linear(instruction, size, usage);
         let segment = segment_of(instruction, self.mode);
+        if self.role != Role::None
+            && let Home::Host(base) = home(number(instruction.memory_base()))
+        {
+            let disp = instruction.memory_displacement64() as i32;
+            if let Some(m) = self.shared(base, disp, size, usage, segment) {
+                return m;
+            }
+        }
+        let address = self.linear(instruction, size, usage);
         self.access(address, size, usage, segment)
     }
 

@@ -15,6 +15,7 @@ mod registers;
 mod site;
 mod special;
 mod stack;
+mod window;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
@@ -24,7 +25,7 @@ use crate::emit::{Asm, Raw, Reg};
 pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
-pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Use};
+pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
 
 /// Scratch registers of translated code.
 pub(crate) const T0: Reg = Reg::R11;
@@ -100,6 +101,7 @@ pub(crate) struct Translator {
     forms: Forms,
     decoded: Vec<Instruction>,
     live: Vec<bool>,
+    roles: Vec<window::Role>,
     cold: Vec<Cold>,
     pub(crate) flags_at_faults: FlagsAtFaults,
 }
@@ -129,6 +131,8 @@ struct Block<'a> {
     polled: bool,
     /// A way out that must stand right behind the code.
     near: Option<(Fixup, u32)>,
+    /// Whether the present instruction shares its check with others.
+    role: window::Role,
 }
 
 /// What follows an instruction's translation.
@@ -183,6 +187,7 @@ impl Translator {
         start: u32,
     ) -> &[u8] {
         flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
+        window::plan(&self.decoded, source.mode, &mut self.forms, &mut self.roles);
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
@@ -200,10 +205,11 @@ impl Translator {
             align: 1,
             polled: false,
             near: None,
+            role: window::Role::None,
         };
         let poll_at = poll_position(&self.decoded);
         // A block of a special kind is looked up each time, which checks its pages.
-        let special = source.mode.has(Mode::STEP | Mode::BOUNCE);
+        let special = source.mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED);
         if let Some(check) = source.second.filter(|_| !special) {
             block.check_page(check);
         }
@@ -211,6 +217,7 @@ impl Translator {
         let mut at = 0;
         for (index, instruction) in self.decoded.iter().enumerate() {
             block.begin(instruction, source.rip, self.live[index]);
+            block.role = self.roles[index];
             let bytes = &source.bytes[at..at + instruction.len()];
             at += instruction.len();
             if poll_at == Some(index) && !special {

@@ -49,6 +49,7 @@ impl CodeSize {
 /// | 10 | operands go through bounce buffers |
 /// | 11 | CR0.MP and TS: `WAIT` raises `#NM` |
 /// | 12 | CR0.TS: SSE and AVX raise `#NM` |
+/// | 13 | no check is shared by several accesses |
 /// | 16 to 27 | [`SegmentClass`] of ES, CS, SS, DS, FS, GS |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Mode(pub(crate) u32);
@@ -63,6 +64,7 @@ impl Mode {
     pub(crate) const BOUNCE: u32 = 1 << 10;
     pub(crate) const WAIT_NM: u32 = 1 << 11;
     pub(crate) const SSE_NM: u32 = 1 << 12;
+    pub(crate) const UNSHARED: u32 = 1 << 13;
 
     pub(crate) fn new(size: CodeSize, view: View) -> Self {
         Self(size as u32 | (view as u32) << 3)

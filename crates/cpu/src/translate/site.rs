@@ -27,6 +27,8 @@ pub(crate) enum Reason {
     HostFault,
     /// The address in `t0` isn't in the inline TLB, or goes through a bounce buffer.
     Access(Access),
+    /// The same for several accesses together: `t0` is where the span begins.
+    Span(Access, Span),
     /// The offset in `t0` goes through a segment that needs all checks; it becomes a linear address.
     Segment(Access),
     /// All of a bounced instruction was done: written operands go to memory.
@@ -47,6 +49,17 @@ pub(crate) enum Reason {
     Stale,
     /// The offset in `t0` lies outside of the segment's limit.
     Limit { segment: u8 },
+}
+
+/// What several accesses off one register touch, as distances from it at the first of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) low: i32,
+    pub(crate) high: i32,
+    /// Where the first access is.
+    pub(crate) first: i32,
+    /// Whether any of them writes.
+    pub(crate) writes: bool,
 }
 
 /// One access of an instruction.

@@ -45,12 +45,19 @@ impl Block<'_> {
 
     /// Reserves the place of a push; the stack pointer is not moved yet.
     pub(super) fn push_slot(&mut self, size: u32) -> Mem {
-        let address = self.stack_address(-(size as i32), size, Use::WriteOnly);
+        let below = -(size as i32);
+        if let Some(m) = self.shared(GUEST_RSP, below, size, Use::WriteOnly, SS) {
+            return m;
+        }
+        let address = self.stack_address(below, size, Use::WriteOnly);
         self.access(address, size, Use::WriteOnly, SS)
     }
 
     /// The place of a pop.
     pub(super) fn pop_slot(&mut self, size: u32) -> Mem {
+        if let Some(m) = self.shared(GUEST_RSP, 0, size, Use::Read, SS) {
+            return m;
+        }
         let address = self.stack_address(0, size, Use::Read);
         self.access(address, size, Use::Read, SS)
     }

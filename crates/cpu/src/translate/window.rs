@@ -1,0 +1,393 @@
+//! One TLB check for several accesses off one register.
+//!
+//! A function's prologue and epilogue, and the fields of one structure, are accesses at small
+//! distances off a register that doesn't change meanwhile (or, the stack pointer, changes by constants).
+//! The first of them checks the whole span: that it lies in one page, for writing if any of them
+//! writes. The others use the addend that it left in `t1`.
+//!
+//! A run ends at the first instruction that needs `t1` itself or is not known well enough. Where the
+//! span's check fails the first access is resolved alone, so that it faults as it should; if the span
+//! then still fails (it crosses a page), the code goes on in a translation without spans
+//! ([`Mode::UNSHARED`]).
+
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use super::form::{Form, Forms, MemoryUse};
+use super::generic::has_memory;
+use super::registers::{Home, home, is_high_byte, number};
+use super::{Block, Mode, Reason, SCRATCH, Span, T0, T1, Use};
+use crate::emit::asm::Width;
+use crate::emit::{Mem, Reg};
+
+/// The widest span.
+const WIDEST: i32 = 1024;
+const RSP: u8 = 4;
+
+/// What an instruction has to do with spans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Nothing: it ends them.
+    #[default]
+    None,
+    /// It begins one.
+    First(Span),
+    /// It is part of one.
+    Member,
+}
+
+/// One access off a register.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    base: u8,
+    disp: i32,
+    size: i32,
+    writes: bool,
+}
+
+/// What the planner must know of an instruction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Facts {
+    access: Option<Access>,
+    /// Guest registers that are written, by number.
+    written: u16,
+    /// How the stack pointer moves.
+    stack: i32,
+    /// Nothing behind it is in the span.
+    last: bool,
+}
+
+/// Integer instructions that write nothing but their operands.
+fn is_plain_integer(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Lea
+            | M::Add
+            | M::Sub
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Shl
+            | M::Shr
+            | M::Sar
+            | M::Nop
+            | M::Endbr64
+    ) || is_conditional(mnemonic)
+}
+
+fn is_conditional(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Cmovo
+            | M::Cmovno
+            | M::Cmovb
+            | M::Cmovae
+            | M::Cmove
+            | M::Cmovne
+            | M::Cmovbe
+            | M::Cmova
+            | M::Cmovs
+            | M::Cmovns
+            | M::Cmovp
+            | M::Cmovnp
+            | M::Cmovl
+            | M::Cmovge
+            | M::Cmovle
+            | M::Cmovg
+            | M::Seto
+            | M::Setno
+            | M::Setb
+            | M::Setae
+            | M::Sete
+            | M::Setne
+            | M::Setbe
+            | M::Seta
+            | M::Sets
+            | M::Setns
+            | M::Setp
+            | M::Setnp
+            | M::Setl
+            | M::Setge
+            | M::Setle
+            | M::Setg
+    )
+}
+
+/// Vector instructions that move or compute and touch no general register by themselves.
+fn is_plain_vector(instruction: &Instruction, form: &Form) -> bool {
+    use Mnemonic as M;
+    let vectors =
+        (0..instruction.op_count()).any(|i| instruction.op_register(i).is_vector_register());
+    vectors
+        && !super::special::is_rust(instruction)
+        && !form.uses_cl
+        && !matches!(
+            instruction.mnemonic(),
+            M::Pcmpestri
+                | M::Pcmpistri
+                | M::Vpcmpestri
+                | M::Vpcmpistri
+                | M::Pcmpestri64
+                | M::Vpcmpestri64
+        )
+}
+
+fn constant_stack_move(instruction: &Instruction) -> Option<i32> {
+    let to_rsp = instruction.op0_register() == Register::RSP && instruction.op_count() == 2;
+    if !to_rsp {
+        return None;
+    }
+    match instruction.mnemonic() {
+        Mnemonic::Add => i32::try_from(instruction.try_immediate(1).ok()? as i64).ok(),
+        Mnemonic::Sub => i32::try_from(-(instruction.try_immediate(1).ok()? as i64)).ok(),
+        Mnemonic::Lea
+            if instruction.memory_base() == Register::RSP
+                && instruction.memory_index() == Register::None =>
+        {
+            i32::try_from(instruction.memory_displacement64() as i64).ok()
+        }
+        _ => None,
+    }
+}
+
+/// The facts about an instruction that may stand in a span.
+fn facts(instruction: &Instruction, forms: &mut Forms) -> Option<Facts> {
+    if instruction.flow_control() != FlowControl::Next || instruction.is_stack_instruction() {
+        return stack_facts(instruction);
+    }
+    if crate::system::is_system(instruction) || instruction.has_lock_prefix() {
+        return None;
+    }
+    let form = forms.get(instruction);
+    let known = is_plain_integer(instruction.mnemonic()) || is_plain_vector(instruction, &form);
+    let registers = || {
+        form.fields()
+            .map(|f| instruction.op_register(u32::from(f.operand)))
+    };
+    if !known || form.uses_cl || registers().any(is_high_byte) {
+        return None;
+    }
+    let spilled = registers()
+        .filter(|r| *r != Register::None && matches!(home(number(*r)), Home::Frame(_)))
+        .count();
+    let mut facts = Facts::default();
+    for field in form.fields().filter(|f| f.written) {
+        let register = instruction.op_register(u32::from(field.operand));
+        if register != Register::None {
+            facts.written |= 1 << number(register);
+        }
+    }
+    if let OpKind::Register = instruction.op0_kind()
+        && instruction.op0_register().is_gpr()
+        && instruction.mnemonic() != Mnemonic::Cmp
+        && instruction.mnemonic() != Mnemonic::Test
+    {
+        // Also the accumulator of short forms, which is in no field.
+        facts.written |= 1 << number(instruction.op0_register());
+    }
+    if let Some(delta) = constant_stack_move(instruction) {
+        facts.written &= !(1 << RSP);
+        facts.stack = delta;
+    }
+    if !has_memory(instruction) {
+        return (spilled <= 2).then_some(facts);
+    }
+    if form.memory == MemoryUse::Address {
+        let index = instruction.memory_index();
+        let free = index == Register::None || matches!(home(number(index)), Home::Host(_));
+        return free.then_some(facts);
+    }
+    if spilled > 1 {
+        return None;
+    }
+    facts.access = Some(access(instruction, &form)?);
+    Some(facts)
+}
+
+fn access(instruction: &Instruction, form: &Form) -> Option<Access> {
+    let base = instruction.memory_base();
+    let simple = base.is_gpr64()
+        && instruction.memory_index() == Register::None
+        && !matches!(instruction.memory_segment(), Register::FS | Register::GS);
+    let size = instruction.memory_size().size() as i32;
+    if !simple || !(1..=64).contains(&size) || matches!(home(number(base)), Home::Frame(_)) {
+        return None;
+    }
+    Some(Access {
+        base: number(base),
+        disp: i32::try_from(instruction.memory_displacement64() as i64).ok()?,
+        size,
+        writes: matches!(form.memory, MemoryUse::Write | MemoryUse::WriteOnly),
+    })
+}
+
+fn stack_facts(instruction: &Instruction) -> Option<Facts> {
+    if super::branch::is_side_exit(instruction) {
+        return Some(Facts::default());
+    }
+    let delta = instruction.stack_pointer_increment();
+    let push = |last| Facts {
+        access: Some(Access {
+            base: RSP,
+            disp: delta,
+            size: -delta,
+            writes: true,
+        }),
+        stack: delta,
+        last,
+        written: 0,
+    };
+    let pop = |size: i32, written, last| Facts {
+        access: Some(Access {
+            base: RSP,
+            disp: 0,
+            size,
+            writes: false,
+        }),
+        stack: delta,
+        last,
+        written,
+    };
+    match instruction.mnemonic() {
+        Mnemonic::Push if !has_memory(instruction) => Some(push(false)),
+        Mnemonic::Pop if instruction.op0_register().is_gpr64() => {
+            let target = number(instruction.op0_register());
+            Some(pop(8, 1 << target, target == RSP))
+        }
+        Mnemonic::Call if instruction.flow_control() == FlowControl::Call => Some(push(true)),
+        Mnemonic::Ret => Some(pop(8, 0, true)),
+        _ => None,
+    }
+}
+
+/// Works out who shares a check with whom.
+pub(super) fn plan(
+    instructions: &[Instruction],
+    mode: Mode,
+    forms: &mut Forms,
+    roles: &mut Vec<Role>,
+) {
+    roles.clear();
+    roles.resize(instructions.len(), Role::None);
+    if !mode.is_64() || mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED) {
+        return;
+    }
+    let all: Vec<_> = instructions.iter().map(|i| facts(i, forms)).collect();
+    let mut at = 0;
+    while at < all.len() {
+        at = match all[at] {
+            Some(Facts {
+                access: Some(first),
+                ..
+            }) => plan_span(&all, at, first, roles),
+            _ => at + 1,
+        };
+    }
+}
+
+/// Plans a span that begins here; where to go on.
+fn plan_span(all: &[Option<Facts>], at: usize, first: Access, roles: &mut [Role]) -> usize {
+    let mut span = Span {
+        low: first.disp,
+        high: first.disp + first.size,
+        first: first.disp,
+        writes: first.writes,
+    };
+    let mut delta = 0;
+    let mut end = at + 1;
+    let mut members = 0;
+    for (index, facts) in all.iter().enumerate().skip(at) {
+        let Some(facts) = facts else { break };
+        if let Some(access) = facts.access.filter(|_| index > at) {
+            let low = span.low.min(delta + access.disp);
+            let high = span.high.max(delta + access.disp + access.size);
+            if access.base != first.base || high - low > WIDEST {
+                break;
+            }
+            (span.low, span.high) = (low, high);
+            span.writes |= access.writes;
+            roles[index] = Role::Member;
+            members += 1;
+            end = index + 1;
+        }
+        if first.base == RSP {
+            delta += facts.stack;
+        }
+        let moved = facts.written & 1 << first.base != 0;
+        if moved || facts.last {
+            break;
+        }
+    }
+    if members > 0 {
+        roles[at] = Role::First(span);
+    }
+    end
+}
+
+impl Block<'_> {
+    /// The operand at `disp` off a register, where the present instruction is in a span.
+    pub(super) fn shared(
+        &mut self,
+        base: Reg,
+        disp: i32,
+        size: u32,
+        usage: Use,
+        segment: u8,
+    ) -> Option<Mem> {
+        match std::mem::take(&mut self.role) {
+            Role::None => return None,
+            Role::Member => {}
+            Role::First(span) => self.check_span(base, span, size, usage, segment),
+        }
+        Some(Mem::indexed(base, T1, 0, disp))
+    }
+
+    fn check_span(&mut self, base: Reg, span: Span, size: u32, usage: Use, segment: u8) {
+        let site = self.site(self.rip, Reason::Stale);
+        let low = if span.low == 0 {
+            base
+        } else {
+            self.asm.lea(Width::B64, T0, Mem::base(base, span.low));
+            T0
+        };
+        let tags = if span.writes { Use::Write } else { Use::Read };
+        let last = Mem::base(base, span.high - 1);
+        if self.flags_live {
+            self.index_keeping_flags(low);
+            self.asm.lea(Width::B64, SCRATCH, last);
+            self.asm.shrx(SCRATCH, SCRATCH, Reg::RSP);
+            self.finish_keeping_flags(low, tags, site);
+        } else {
+            self.asm.bextr(T1, low, Reg::RSP);
+            self.asm.lea(Width::B64, SCRATCH, last);
+            self.asm.shrx(SCRATCH, SCRATCH, Reg::RSP);
+            self.finish_check(low, tags, site);
+        }
+        let resume = self.here();
+        self.tables.sites[site as usize].reason = Reason::Span(
+            super::Access {
+                resume,
+                size: size as u16,
+                usage,
+                slot: 0,
+                segment,
+                align: self.align,
+                bounce: false,
+            },
+            span,
+        );
+    }
+}
