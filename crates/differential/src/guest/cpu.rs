@@ -47,9 +47,10 @@ impl GuestCpu {
     /// A guest with the oracle's windows mapped.
     pub fn new(translation: Translation) -> Result<Self> {
         let mut machine = Machine::new(image::RAM_BYTES as u64)?;
-        if translation == Translation::Fast {
-            machine.vcpu.set_flags_at_faults(FlagsAtFaults::IfRead);
-        }
+        machine.vcpu.set_flags_at_faults(match translation {
+            Translation::Fast => FlagsAtFaults::IfRead,
+            Translation::Exact | Translation::Stepped => FlagsAtFaults::Exact,
+        });
         machine.write(Gpa::new(0), Image::new().bytes());
         machine.write(image::CODE_PAGES, &[FILLER; CODE_BYTES]);
         Ok(Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use addr::{Gpa, Hva};
 use anyhow::{Context, Result, anyhow};
 use cpu::system::Offer;
-use cpu::{Exit, FlagsAtFaults, Vcpu, VcpuConfig};
+use cpu::{Exit, Vcpu, VcpuConfig};
 use memory::quiesce::Domain;
 use memory::ram::{GuestRam, RamConfig};
 use memory::slot::{Region, Slots, SlotsConfig};
@@ -48,8 +48,7 @@ impl Machine {
             cache_size: CACHE_BYTES,
             offer: Offer::from_cpuid(host_cpuid),
         };
-        let mut vcpu = Vcpu::new(config, VcpuMmu::new(&mmu, 0), &domain).context("a vCPU")?;
-        vcpu.set_flags_at_faults(FlagsAtFaults::Exact);
+        let vcpu = Vcpu::new(config, VcpuMmu::new(&mmu, 0), &domain).context("a vCPU")?;
         Ok(Self {
             vcpu,
             ram,
