@@ -65,6 +65,9 @@ impl Vcpu {
         enter::store_fpu(frame);
         enter::restore_host_fpu(frame);
         self.flags_out();
+        let mut pending = std::mem::take(&mut self.pending);
+        system::settle_shadow(&mut self.frame_mut().state, &mut pending);
+        self.pending = pending;
     }
 
     /// Takes RFLAGS apart for translated code.
@@ -188,7 +191,7 @@ impl Vcpu {
 
     fn instructions(&mut self, platform: &mut dyn Platform) -> Result<(), Abort> {
         self.flags_out();
-        if system::must_step(self.state(), &self.guest_debug) {
+        if system::must_step(self.state(), &self.pending, &self.guest_debug) {
             self.extra = Mode::STEP;
             let result = self.one(platform);
             self.extra = 0;

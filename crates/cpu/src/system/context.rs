@@ -76,6 +76,18 @@ pub struct GuestDebug {
     pub dr7: u64,
 }
 
+/// An `STI` shadow while no interrupt waits.
+///
+/// It covers the instruction at `rip`, and is over once RIP is elsewhere. So nothing has to run alone
+/// until an event comes while RIP is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LazyShadow {
+    /// RIP behind the `STI`.
+    pub rip: u64,
+    /// The look at events that follows the `STI` itself has been.
+    pub seen: bool,
+}
+
 /// What lives between two instructions and is in no register: kept by the vCPU.
 #[derive(Clone, Debug, Default)]
 pub struct Pending {
@@ -83,6 +95,8 @@ pub struct Pending {
     pub debug: u64,
     /// The exit that the monitor is working on, or its answer.
     pub exit: PendingExit,
+    /// Where an `STI` shadow that nobody waits for ends; see [`super::must_step`].
+    pub lazy_shadow: Option<LazyShadow>,
     /// An answer has ended an instruction outside of a run: a step for a monitor that steps.
     pub retired: bool,
 }

@@ -14,6 +14,7 @@
 use x86::debug::DR6_BS;
 use x86::rflags;
 
+use super::step::look_at_shadow;
 use super::{Abort, Context, Effects, Event, deliver};
 use crate::{Exception, Exit};
 
@@ -34,6 +35,7 @@ pub fn boundary(ctx: &mut Context<'_>) -> Result<Boundary, Abort> {
         ctx.state.events.triple_fault = false;
         return Err(Exit::Shutdown.into());
     }
+    ctx.effects |= look_at_shadow(ctx.state, ctx.pending);
     match ctx.next_event()? {
         Some(event) => {
             deliver(ctx, event)?;

@@ -4,6 +4,7 @@ use iced_x86::Instruction;
 use x86::control::Cr4;
 use x86::rflags;
 
+use super::context::LazyShadow;
 use super::fault::{general, undefined};
 use super::modes::Mode;
 use super::offer::Instructions;
@@ -59,6 +60,7 @@ impl Context<'_> {
                 if !self.state.flags_have(rflags::IF) {
                     self.state.rflags |= rflags::IF;
                     self.state.events.sti_shadow = true;
+                    self.pending.lazy_shadow = self.lazy_shadow(instruction);
                     self.effects |= Effects::EVENTS | Effects::SHADOW | Effects::DEBUG;
                 }
             }
@@ -71,6 +73,14 @@ impl Context<'_> {
         }
         self.state.rip = self.next_rip(instruction);
         Ok(Next::Sequential)
+    }
+
+    fn lazy_shadow(&mut self, instruction: &Instruction) -> Option<LazyShadow> {
+        let waited_for = self.state.events.nmi_pending > 0
+            || self.platform.interrupt_window_requested()
+            || self.platform.interrupt_pending();
+        let rip = self.next_rip(instruction);
+        (!waited_for).then_some(LazyShadow { rip, seen: false })
     }
 
     /// `MOV SS` and `POP SS` hold interrupts and debug traps off for one instruction; a second one

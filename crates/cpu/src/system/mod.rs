@@ -66,7 +66,7 @@ mod watch;
 mod xsave;
 
 pub use classify::{is_system, uses_fpu};
-pub use context::{Context, Effects, GuestDebug, Next, Pending};
+pub use context::{Context, Effects, GuestDebug, LazyShadow, Next, Pending};
 pub use deliver::{Event, deliver};
 pub use dispatch::execute;
 pub use events::{Boundary, boundary};
@@ -74,7 +74,7 @@ pub use memory::{Flush, LinearMemory, Privilege};
 pub use modes::Mode;
 pub use offer::{Instructions, Offer};
 pub use pending::{Completion, PendingExit, complete_hypercall, complete_io, complete_msr};
-pub use step::{Step, begin_instruction, end_instruction, must_step};
+pub use step::{Step, begin_instruction, end_instruction, must_step, settle_shadow};
 
 use crate::{Exception, Exit, HostFault};
 

@@ -7,7 +7,7 @@ use x86::rflags;
 use super::debug::has_instruction_breakpoints;
 use super::fault::debug;
 use super::watch::has_data_breakpoints;
-use super::{Abort, Context, Effects, GuestDebug};
+use super::{Abort, Context, Effects, GuestDebug, Pending};
 use crate::CpuState;
 
 /// What [`begin_instruction`] hands to [`end_instruction`].
@@ -22,9 +22,12 @@ pub struct Step {
 /// Whether the next instruction must run alone.
 ///
 /// What it depends on changes only with [`Effects::DEBUG`], or outside of a run.
-pub fn must_step(state: &CpuState, guest_debug: &GuestDebug) -> bool {
+///
+/// An `STI` shadow counts only while something waits for its end, or came after the `STI`: until then
+/// [`Pending::lazy_shadow`] says where it ends.
+pub fn must_step(state: &CpuState, pending: &Pending, guest_debug: &GuestDebug) -> bool {
     state.rflags & (rflags::TF | rflags::RF) != 0
-        || state.events.sti_shadow
+        || state.events.sti_shadow && pending.lazy_shadow.is_none()
         || state.events.mov_ss_shadow
         || guest_debug.enabled && guest_debug.single_step
         || has_instruction_breakpoints(state, guest_debug)
@@ -69,4 +72,30 @@ pub fn end_instruction(ctx: &mut Context<'_>, step: Step) {
         ctx.state.rflags &= !rflags::RF;
     }
     ctx.effects |= Effects::EVENTS | Effects::DEBUG;
+}
+
+/// Ends a lazy shadow that RIP has left. Before anybody else looks at the shadows.
+pub fn settle_shadow(state: &mut CpuState, pending: &mut Pending) {
+    if let Some(shadow) = pending.lazy_shadow
+        && (shadow.rip != state.rip || !state.events.sti_shadow)
+    {
+        pending.lazy_shadow = None;
+        state.events.sti_shadow = false;
+    }
+}
+
+/// A look at events while a lazy shadow may last: the second one at its place makes it exact.
+pub(super) fn look_at_shadow(state: &mut CpuState, pending: &mut Pending) -> Effects {
+    settle_shadow(state, pending);
+    match &mut pending.lazy_shadow {
+        None => Effects::empty(),
+        Some(shadow) if !shadow.seen => {
+            shadow.seen = true;
+            Effects::empty()
+        }
+        Some(_) => {
+            pending.lazy_shadow = None;
+            Effects::DEBUG
+        }
+    }
 }

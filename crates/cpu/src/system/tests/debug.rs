@@ -63,7 +63,7 @@ fn single_step_traps_after_the_instruction() {
     let mut m = Machine::protected();
     m.gate32(vector::DB, 0xe, 0, 0x5000);
     m.state.rflags |= rflags::TF;
-    assert!(must_step(&m.state, &m.guest_debug));
+    assert!(must_step(&m.state, &m.pending, &m.guest_debug));
     assert_eq!(step(&mut m, CLI), Ok(Boundary::Delivered));
     assert_eq!((m.state.rip, m.state.dr6), (0x5000, 0xffff_4ff0));
     assert_eq!(m.stack::<3>(4)[0], 0x7001);
@@ -72,7 +72,7 @@ fn single_step_traps_after_the_instruction() {
         rflags::TF | 2,
         "a trap's frame has no RF"
     );
-    assert!(!must_step(&m.state, &m.guest_debug));
+    assert!(!must_step(&m.state, &m.pending, &m.guest_debug));
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn instruction_breakpoint_and_resume_flag() {
     m.gate32(vector::DB, 0xe, 0, 0x5000);
     m.state.dr[1] = 0x7000;
     m.state.dr7 = 0x400 | 1 << 2;
-    assert!(must_step(&m.state, &m.guest_debug));
+    assert!(must_step(&m.state, &m.pending, &m.guest_debug));
     let fault = Exception::debug(2);
     assert_eq!(step(&mut m, CLI), Err(fault.into()));
     m.deliver(Event::Exception(fault)).unwrap();
@@ -120,7 +120,7 @@ fn shadows_last_one_instruction() {
     m.gate32(0x40, 0xe, 0, 0x5000);
     m.platform.interrupts.push_back(0x40);
     assert_eq!(step(&mut m, &[0xfb]), Ok(Boundary::Continue)); // sti
-    assert!(must_step(&m.state, &m.guest_debug));
+    assert!(must_step(&m.state, &m.pending, &m.guest_debug));
     assert_eq!(step(&mut m, &[0x9c]), Ok(Boundary::Delivered)); // pushf
     assert_eq!(m.stack::<1>(4), [0x7002]);
 }
@@ -183,4 +183,31 @@ fn the_monitor_watches() {
     m.guest_debug.dr[3] = 0x7001;
     m.guest_debug.dr7 = 1 << 6;
     assert_eq!(exit(step(&mut m, CLI)), (1, Gva::new(0x7001), 8));
+}
+
+#[test]
+fn a_shadow_that_nobody_waits_for_costs_nothing() {
+    let mut m = Machine::protected();
+    m.gate32(0x40, 0xe, 0, 0x5000);
+    assert_eq!(m.run(&[0xfb]), Ok(Next::Sequential)); // sti
+    assert!(!must_step(&m.state, &m.pending, &m.guest_debug));
+    assert_eq!(m.boundary(), Ok(Boundary::Continue));
+    // An interrupt comes before the next instruction: now the shadow must be exact.
+    m.platform.interrupts.push_back(0x40);
+    assert_eq!(m.boundary(), Ok(Boundary::Continue));
+    assert!(must_step(&m.state, &m.pending, &m.guest_debug));
+    assert_eq!(step(&mut m, &[0x9c]), Ok(Boundary::Delivered)); // pushf
+    assert_eq!(m.stack::<1>(4), [0x7002]);
+}
+
+#[test]
+fn a_shadow_is_over_where_rip_is_elsewhere() {
+    let mut m = Machine::protected();
+    m.gate32(0x40, 0xe, 0, 0x5000);
+    m.run(&[0xfb]).unwrap();
+    assert_eq!(m.boundary(), Ok(Boundary::Continue));
+    m.state.rip = 0x7020;
+    m.platform.interrupts.push_back(0x40);
+    assert_eq!(m.boundary(), Ok(Boundary::Delivered));
+    assert_eq!(m.stack::<1>(4), [0x7020]);
 }
