@@ -396,7 +396,7 @@ impl LinearMemory for MemoryView<'_> {
 
     fn flush(&mut self, flush: Flush) {
         match flush {
-            Flush::Page(gva) | Flush::PcidPage(_, gva) => {
+            Flush::Page(gva) => {
                 self.tlb().flush_page(gva);
                 for xtlb in self.xtlb.iter_mut() {
                     xtlb[super::blocks::xtlb_index(gva.frame())] = 0;
@@ -404,7 +404,12 @@ impl LinearMemory for MemoryView<'_> {
                 let effect = self.memory.mmu.invalidate_page(gva);
                 self.apply(effect);
             }
-            Flush::All | Flush::NonGlobal | Flush::CurrentPcid | Flush::Pcid(_) => {
+            // A page of another PCID may stand in shadow tables that are not at hand: all go.
+            Flush::All
+            | Flush::NonGlobal
+            | Flush::CurrentPcid
+            | Flush::Pcid(_)
+            | Flush::PcidPage(..) => {
                 self.flush_all();
                 let _ = self.memory.mmu.invalidate_all();
             }

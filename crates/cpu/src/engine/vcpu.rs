@@ -78,10 +78,11 @@ unsafe impl Send for Vcpu {}
 
 impl Vcpu {
     /// A vCPU after power-up: all registers zero. It joins the VM's domain.
-    pub fn new(config: VcpuConfig, mmu: VcpuMmu, domain: &Arc<Domain>) -> io::Result<Self> {
+    pub fn new(config: VcpuConfig, mut mmu: VcpuMmu, domain: &Arc<Domain>) -> io::Result<Self> {
         let mapping = Arc::new(FrameMapping::new()?);
         let kick = Arc::new(VcpuKick::new(Arc::clone(&mapping)));
         let participant = domain.register(Arc::clone(&kick) as Arc<dyn memory::quiesce::Kick>);
+        mmu.set_participant(&participant);
         let seen_voids = config.code.log_length();
         let mut vcpu = Self {
             kick,
