@@ -10,6 +10,8 @@ mod branch;
 mod flags;
 mod form;
 mod generic;
+#[cfg(test)]
+mod golden;
 mod mode;
 mod registers;
 mod site;
