@@ -114,12 +114,12 @@ impl List {
         if expected.0 == found.0 {
             return;
         }
-        let words = [("fcw", 0), ("fsw", 2), ("ftw", 4), ("fop", 6)];
+        // FOP, FIP and FDP are not compared: AMD's silicon keeps them only while an unmasked exception
+        // waits, and then they tell of the translated instruction.
+        let words = [("fcw", 0), ("fsw", 2), ("ftw", 4)];
         for (name, at) in words {
             self.hex(name, expected.word(at).into(), found.word(at).into());
         }
-        self.bytes("fip", &expected.0[8..16], &found.0[8..16]);
-        self.bytes("fdp", &expected.0[16..24], &found.0[16..24]);
         self.hex("mxcsr", expected.mxcsr().into(), found.mxcsr().into());
         for index in 0..8 {
             let at = 32 + 16 * index;

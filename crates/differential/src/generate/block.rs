@@ -71,7 +71,8 @@ fn fits(form: &Form) -> bool {
     !leaves && !operands_upset && !upsets(form.code.mnemonic())
 }
 
-/// Loads of whole states, from memory that holds none.
+/// Loads of whole states, from memory that holds none; and stores of x87 state, whose pointers are
+/// not compared (see [`crate::compare`]).
 fn upsets(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,
@@ -100,6 +101,16 @@ fn upsets(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Fldcw
             | Mnemonic::Fldenv
             | Mnemonic::Frstor
+            | Mnemonic::Fnstenv
+            | Mnemonic::Fnsave
+            | Mnemonic::Fxsave
+            | Mnemonic::Fxsave64
+            | Mnemonic::Xsave
+            | Mnemonic::Xsave64
+            | Mnemonic::Xsavec
+            | Mnemonic::Xsavec64
+            | Mnemonic::Xsaveopt
+            | Mnemonic::Xsaveopt64
     )
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use addr::{Gpa, Hva};
+use addr::{Address, Gpa, Hva};
 use anyhow::{Context, Result, anyhow};
 use cpu::system::Offer;
 use cpu::{Exit, Vcpu, VcpuConfig};
@@ -23,6 +23,8 @@ pub struct Machine {
     /// The vCPU, first: it is dropped before its memory.
     pub vcpu: Vcpu,
     ram: GuestRam,
+    /// Bytes of RAM on either side that are in no memslot.
+    margin: u64,
     _slots: Arc<Slots>,
     quiet: Quiet,
 }
@@ -30,7 +32,12 @@ pub struct Machine {
 impl Machine {
     /// A machine with so much RAM, a vCPU in power-up state.
     pub fn new(ram_bytes: u64) -> Result<Self> {
-        let ram = GuestRam::new(&RamConfig::new(ram_bytes))?;
+        Self::with_margin(ram_bytes, 0)
+    }
+
+    /// The same, with so many bytes before and behind the memslot that are the monitor's alone.
+    pub fn with_margin(ram_bytes: u64, margin: u64) -> Result<Self> {
+        let ram = GuestRam::new(&RamConfig::new(ram_bytes + 2 * margin))?;
         let domain = Domain::new();
         let slots = Slots::new(Arc::clone(&domain), SlotsConfig::default());
         slots
@@ -39,7 +46,7 @@ impl Machine {
                 flags: 0,
                 gpa: Gpa::new(0),
                 size: ram_bytes,
-                hva: ram.hva(),
+                hva: ram.hva().wrapping_add(margin),
             })
             .map_err(|error| anyhow!("memslot: {error:?}"))?;
         let mmu = Mmu::new(&slots, MmuConfig::default());
@@ -52,6 +59,7 @@ impl Machine {
         Ok(Self {
             vcpu,
             ram,
+            margin,
             _slots: slots,
             quiet: Quiet,
         })
@@ -59,7 +67,30 @@ impl Machine {
 
     /// Where RAM lies in this process.
     pub fn hva(&self) -> Hva {
-        self.ram.hva()
+        self.ram.hva().wrapping_add(self.margin)
+    }
+
+    /// Fills what is in no memslot.
+    pub fn fill_margins(&self, byte: u8) {
+        let bytes = vec![byte; self.margin as usize];
+        for start in self.margins() {
+            let slice = self.ram.mapping().get_slice(start, bytes.len());
+            slice.expect("inside the mapping").copy_from(&bytes);
+        }
+    }
+
+    /// Whether what is in no memslot still holds this byte everywhere.
+    pub fn margins_hold(&self, byte: u8) -> bool {
+        let mut bytes = vec![0; self.margin as usize];
+        self.margins().into_iter().all(|start| {
+            let slice = self.ram.mapping().get_slice(start, bytes.len());
+            slice.expect("inside the mapping").copy_to(&mut bytes);
+            bytes.iter().all(|found| *found == byte)
+        })
+    }
+
+    fn margins(&self) -> [usize; 2] {
+        [0, (self.ram.size() - self.margin) as usize]
     }
 
     /// Writes RAM as the monitor does, behind the vCPU's back.
@@ -67,7 +98,7 @@ impl Machine {
         let slice = self
             .ram
             .mapping()
-            .get_slice(gpa.raw() as usize, bytes.len());
+            .get_slice((self.margin + gpa.raw()) as usize, bytes.len());
         slice.expect("inside RAM").copy_from(bytes);
     }
 
@@ -76,7 +107,7 @@ impl Machine {
         let slice = self
             .ram
             .mapping()
-            .get_slice(gpa.raw() as usize, bytes.len());
+            .get_slice((self.margin + gpa.raw()) as usize, bytes.len());
         slice.expect("inside RAM").copy_to(bytes);
     }
 

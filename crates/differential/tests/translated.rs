@@ -1,0 +1,80 @@
+//! The translating CPU against the physical one: a quick seeded run of what
+//! `cargo xtask differential` does for as long as one likes.
+
+use std::time::Duration;
+
+use differential::campaign::{self, Effort, MODES, Progress};
+use differential::case::Mode;
+use differential::generate::Catalogue;
+use differential::guest::{GuestCpu, Translation};
+use differential::known;
+use differential::minimise::Pair;
+use differential::native::NativeCpu;
+
+const EFFORT: Effort = Effort {
+    seed: 20,
+    encodings: 1,
+    states: 3,
+    time: Duration::ZERO,
+    kept: 5,
+    progress: Progress::Quiet,
+};
+
+fn singles(mode: Mode, translation: Translation) {
+    let mut native = NativeCpu::new().unwrap();
+    let mut subject = GuestCpu::new(translation).unwrap();
+    let mut catalogue = Catalogue::new(mode);
+    let mut pair = Pair {
+        native: &mut native,
+        subject: &mut subject,
+    };
+    let tally = campaign::single_instructions(&mut catalogue, EFFORT, &mut pair).unwrap();
+    for divergence in &tally.divergences {
+        if known::difference(&divergence.name).is_none() {
+            println!("{divergence}");
+        }
+    }
+    let news = tally.diverging.iter();
+    let news: Vec<_> = news
+        .filter(|(name, _)| known::difference(name).is_none())
+        .collect();
+    assert!(tally.cases > 5000);
+    assert!(news.is_empty(), "{mode:?}, {translation:?}: {news:?}");
+}
+
+#[test]
+fn every_form_in_64_bit_mode() {
+    singles(Mode::Long, Translation::Exact);
+}
+
+#[test]
+fn every_form_with_dead_flags_dropped() {
+    singles(Mode::Long, Translation::Fast);
+}
+
+#[test]
+fn every_form_in_compatibility_mode() {
+    singles(Mode::Compat32, Translation::Fast);
+}
+
+#[test]
+fn whole_programs() {
+    let mut native = NativeCpu::new().unwrap();
+    for mode in MODES {
+        for translation in [Translation::Exact, Translation::Fast, Translation::Stepped] {
+            let mut subject = GuestCpu::new(translation).unwrap();
+            let catalogue = Catalogue::new(mode);
+            let mut pair = Pair {
+                native: &mut native,
+                subject: &mut subject,
+            };
+            let tally = campaign::blocks(&catalogue, mode, EFFORT, &mut pair).unwrap();
+            for divergence in &tally.divergences {
+                println!("{divergence}");
+            }
+            assert!(tally.cases > 80);
+            let names: Vec<_> = tally.diverging.keys().collect();
+            assert!(names.is_empty(), "{mode:?}, {translation:?}: {names:?}");
+        }
+    }
+}
