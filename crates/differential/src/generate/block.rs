@@ -22,6 +22,7 @@ use super::catalogue::{Catalogue, Form};
 use super::state;
 use super::steps::Builder;
 use crate::case::{Case, Mode, Patch, Program, State};
+use crate::known;
 use crate::layout::{CODE, CODE_BYTES, PAGE, WINDOWS, WRITABLE_BYTES};
 
 /// Forms that blocks are made of.
@@ -68,7 +69,8 @@ fn fits(form: &Form) -> bool {
                 | K::mem_vsib64y
         )
     });
-    !leaves && !operands_upset && !upsets(form.code.mnemonic())
+    let known = known::difference(&format!("{:?}", form.code)).is_some();
+    !leaves && !operands_upset && !known && !upsets(form.code.mnemonic())
 }
 
 /// Loads of whole states, from memory that holds none; and stores of x87 state, whose pointers are
