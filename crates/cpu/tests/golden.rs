@@ -21,7 +21,7 @@ fn golden(name: &str, code: &[u8]) {
     for translation in machine.vcpu.translations() {
         block(&mut text, &translation, code);
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.txt"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/run/{name}.txt"));
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, &text).expect("the golden file can be written");
     }
