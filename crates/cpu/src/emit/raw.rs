@@ -231,7 +231,9 @@ impl Raw {
     /// Puts the instruction together with other operands.
     pub(crate) fn emit(&self, asm: &mut Asm, operands: Operands) {
         let reg = operands.reg.unwrap_or(self.reg());
-        let rm = operands.rm.unwrap_or(Rm::Reg(Reg(self.rm())));
+        // The short INC and DEC of 32-bit code have become forms with a `ModRM` byte.
+        let short = operands.opcode_reg.map(|r| Rm::Reg(Reg(r)));
+        let rm = operands.rm.or(short).unwrap_or(Rm::Reg(Reg(self.rm())));
         let opcode_reg = operands.opcode_reg.unwrap_or(self.opcode_reg());
         let mut rex = self.rex & 0x48;
         if self.modrm.is_some() {
