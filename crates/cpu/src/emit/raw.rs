@@ -23,7 +23,7 @@ pub(crate) struct Raw {
     pub(crate) opcode: u8,
     pub(crate) modrm: Option<u8>,
     /// The immediate bytes.
-    tail: [u8; 10],
+    tail: [u8; 15],
     tail_len: u8,
 }
 
@@ -110,6 +110,14 @@ fn memory_form_length(modrm: u8, next: u8, address_size: u32) -> usize {
     }
 }
 
+/// Whether a byte is a prefix in 64-bit code.
+fn is_prefix(byte: u8) -> bool {
+    matches!(
+        byte,
+        0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3
+    )
+}
+
 impl Raw {
     /// Takes apart `bytes`, exactly one valid instruction without EVEX, XOP or 3DNow!.
     pub(crate) fn parse(bytes: &[u8], bits: u32, is_vex: bool) -> Self {
@@ -122,7 +130,7 @@ impl Raw {
             map: 0,
             opcode: 0,
             modrm: None,
-            tail: [0; 10],
+            tail: [0; 15],
             tail_len: 0,
         };
         let mut at = 0;
@@ -134,6 +142,8 @@ impl Raw {
                 0xf0 => raw.lock = true,
                 0xf2 | 0xf3 => raw.repeat = bytes[at],
                 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 => {}
+                // A REX prefix counts only where the opcode follows at once.
+                0x40..=0x4f if bits == 64 && is_prefix(bytes[at + 1]) => {}
                 _ => break,
             }
             at += 1;
