@@ -2,6 +2,7 @@
 
 mod gate;
 mod harness;
+mod kvm_ioctls;
 mod layers;
 mod readme;
 mod selftests;
@@ -30,6 +31,8 @@ enum Task {
     Ioctls,
     /// The kernel's own KVM selftests on our KVM and on the kernel's, side by side
     Selftests(selftests::Options),
+    /// The tests of the crate kvm-ioctls on our KVM
+    KvmIoctls,
     /// Every form of instruction natively and translated, compared bit for bit
     #[command(disable_help_flag = true)]
     Differential(harness::Arguments),
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
         Task::Layers => layers::check(),
         Task::Ioctls => gate::ioctls(),
         Task::Selftests(options) => selftests::main(&options),
+        Task::KvmIoctls => kvm_ioctls::main(),
         Task::Differential(arguments) => harness::run("differential", &arguments),
     }
 }

@@ -14,6 +14,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+pub(crate) use build::fourfold;
+
 /// What to run, and on what.
 #[derive(Args)]
 pub(crate) struct Options {

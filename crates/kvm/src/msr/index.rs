@@ -108,7 +108,7 @@ pub const SAVED: &[u32] = &[
 ];
 
 /// `KVM_GET_MSR_FEATURE_INDEX_LIST`: what describes the CPU, readable without a vCPU.
-pub const FEATURES: &[u32] = &[DE_CFG, UCODE_REV, ARCH_CAPABILITIES];
+pub const FEATURES: &[u32] = &[DE_CFG, UCODE_REV, ARCH_CAPABILITIES, PERF_CAPABILITIES];
 
 /// The value of a feature MSR.
 pub fn feature(index: u32) -> Option<u64> {
@@ -117,6 +117,8 @@ pub fn feature(index: u32) -> Option<u64> {
         DE_CFG => Some(1 << 1),
         UCODE_REV => Some(DEFAULT_UCODE_REV),
         ARCH_CAPABILITIES => Some(crate::cpuid::ARCH_CAPABILITIES),
+        // No performance counters.
+        PERF_CAPABILITIES => Some(0),
         _ => None,
     }
 }

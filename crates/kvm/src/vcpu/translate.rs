@@ -9,8 +9,11 @@ use mmu::{
 use super::{Machine, Vcpu};
 use crate::cpuid::Bit;
 use crate::errno::Errno;
+use x86::paging::PagingMode;
 
 const PAGE: u64 = 4096;
+/// What kvm.ko answers for an address that leads nowhere.
+const NOWHERE: u64 = !0;
 
 impl Vcpu {
     /// What the walker must know of the guest's CPU.
@@ -52,11 +55,17 @@ impl Vcpu {
             pkru: state.pkru,
         });
         let access = Access::new(AccessKind::Read, Privilege::SupervisorAcSet);
-        let found = mmu.probe(gva, access, &mut ()).ok();
+        let found = match mmu.regime().mode() {
+            // As given, even where no such address exists; all ones is kvm.ko's "none".
+            PagingMode::Off => gva.raw(),
+            _ => mmu
+                .probe(gva, access, &mut ())
+                .map_or(NOWHERE, |probe| probe.page.gpa.raw()),
+        };
         kvm_translation {
             linear_address: gva.raw(),
-            physical_address: found.as_ref().map_or(!0, |probe| probe.page.gpa.raw()),
-            valid: u8::from(found.is_some()),
+            physical_address: found,
+            valid: u8::from(found != NOWHERE),
             writeable: 1,
             usermode: 0,
             pad: [0; 5],
