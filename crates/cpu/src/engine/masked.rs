@@ -172,6 +172,14 @@ impl Vcpu {
             return self.masked_store(instruction, &source[..16], &mask[..16], 1);
         }
         super::enter::store_fpu(self.frame_mut());
+        // The error summary of the status word: an exception waits for the next instruction.
+        if self.frame().fpu.image()[2] & 0x80 != 0 {
+            return Err(Abort::Exception(crate::Exception {
+                vector: x86::vector::MF,
+                error_code: None,
+                payload: None,
+            }));
+        }
         let register = |number: usize| {
             let mut bytes = [0; 8];
             let image = self.frame().fpu.image();
