@@ -21,6 +21,15 @@ use crate::emit::{Mem, Reg};
 
 /// The widest span.
 const WIDEST: i32 = 1024;
+/// Distances beyond this are not worth planning for; sums of a block's fit an `i32` with ease.
+const FARTHEST: i32 = 1 << 20;
+
+/// A distance, if it is one to plan for.
+fn distance(value: i64) -> Option<i32> {
+    let value = i32::try_from(value).ok()?;
+    (-FARTHEST..=FARTHEST).contains(&value).then_some(value)
+}
+
 const RSP: u8 = 4;
 
 /// What an instruction has to do with spans.
@@ -151,13 +160,13 @@ fn constant_stack_move(instruction: &Instruction) -> Option<i32> {
         return None;
     }
     match instruction.mnemonic() {
-        Mnemonic::Add => i32::try_from(instruction.try_immediate(1).ok()? as i64).ok(),
-        Mnemonic::Sub => i32::try_from(-(instruction.try_immediate(1).ok()? as i64)).ok(),
+        Mnemonic::Add => distance(instruction.try_immediate(1).ok()? as i64),
+        Mnemonic::Sub => distance((instruction.try_immediate(1).ok()? as i64).wrapping_neg()),
         Mnemonic::Lea
             if instruction.memory_base() == Register::RSP
                 && instruction.memory_index() == Register::None =>
         {
-            i32::try_from(instruction.memory_displacement64() as i64).ok()
+            distance(instruction.memory_displacement64() as i64)
         }
         _ => None,
     }
@@ -228,7 +237,7 @@ fn access(instruction: &Instruction, form: &Form) -> Option<Access> {
     }
     Some(Access {
         base: number(base),
-        disp: i32::try_from(instruction.memory_displacement64() as i64).ok()?,
+        disp: distance(instruction.memory_displacement64() as i64)?,
         size,
         writes: matches!(form.memory, MemoryUse::Write | MemoryUse::WriteOnly),
     })
