@@ -14,6 +14,9 @@ const PARAMETERS: &[(&str, &str, &str)] = &[
     ("kvm", "ignore_msrs", "N\n"),
     ("kvm", "nx_huge_pages", "N\n"),
     ("kvm", "report_ignored_msrs", "Y\n"),
+    // No AVIC: the interrupt controllers are software.
+    ("kvm_amd", "avic", "N\n"),
+    ("kvm_intel", "enable_apicv", "N\n"),
 ];
 
 /// A descriptor from which the parameter at `path` reads, if it is one.
