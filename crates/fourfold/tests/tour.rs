@@ -25,21 +25,20 @@ fn normal(line: &str) -> String {
     for (index, word) in words.iter().enumerate() {
         let before = index.checked_sub(1).map_or("", |i| words[i]);
         let after = words.get(index + 1).copied().unwrap_or("");
-        let unit = after.trim_end_matches([',', '.']);
         let host = before == "hva" || second_level && word.starts_with("0x");
-        if ["ns", "us", "ms"].contains(&unit) {
-            out.push("TIME");
-        } else if host {
-            out.push("HOST");
-        } else {
-            out.push(if ["us", "ms"].contains(word) {
-                "ns"
-            } else {
-                word
-            });
-        }
+        out.push(match word {
+            _ if is_unit(after) => "TIME",
+            _ if is_unit(word) => "UNIT",
+            _ if host => "HOST",
+            word => word,
+        });
     }
     out.join(" ")
+}
+
+/// A unit of time, maybe with the end of a sentence.
+fn is_unit(word: &str) -> bool {
+    ["ns", "us", "ms"].contains(&word.trim_end_matches([',', '.']))
 }
 
 #[test]
