@@ -164,25 +164,21 @@ fn attack(mode: Mode, seed: u64) {
 }
 
 #[test]
-#[ignore = "some run does not come back from its kick; the cause is not known yet"]
 fn real_mode() {
     attack(Mode::Real, 1);
 }
 
 #[test]
-#[ignore = "some run does not come back from its kick; the cause is not known yet"]
 fn protected_mode_16() {
     attack(Mode::Protected16, 2);
 }
 
 #[test]
-#[ignore = "some run does not come back from its kick; the cause is not known yet"]
 fn protected_mode_32() {
     attack(Mode::Protected32, 3);
 }
 
 #[test]
-#[ignore = "some run does not come back from its kick; the cause is not known yet"]
 fn compatibility_mode() {
     attack(Mode::Compatibility, 4);
 }
