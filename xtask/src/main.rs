@@ -1,5 +1,6 @@
 //! The quality gate: `cargo xtask check` runs all that CI runs.
 
+mod compare_tcg;
 mod gate;
 mod harness;
 mod kvm_ioctls;
@@ -33,6 +34,8 @@ enum Task {
     Selftests(selftests::Options),
     /// The tests of the crate kvm-ioctls on our KVM
     KvmIoctls,
+    /// The same guest on our CPU and on QEMU's TCG: processor time, side by side
+    CompareTcg(compare_tcg::Options),
     /// Every form of instruction natively and translated, compared bit for bit
     #[command(disable_help_flag = true)]
     Differential(harness::Arguments),
@@ -46,6 +49,7 @@ fn main() -> Result<()> {
         Task::Ioctls => gate::ioctls(),
         Task::Selftests(options) => selftests::main(&options),
         Task::KvmIoctls => kvm_ioctls::main(),
+        Task::CompareTcg(options) => compare_tcg::main(&options),
         Task::Differential(arguments) => harness::run("differential", &arguments),
     }
 }
