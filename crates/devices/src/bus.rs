@@ -1,11 +1,11 @@
-//! Buses: who answers at an address.
+//! The I/O ports: who answers where. (Who answers at a guest physical address, the machine's
+//! address space says.)
 //!
 //! A bus is built once and then only read, so vCPUs use it without a lock. What moves at run time
-//! (PCI base address registers) is one window on the bus, behind which [`crate::pci`] decides.
+//! (PCI base address registers) is one window, behind which [`crate::pci`] decides.
 
 use std::sync::Arc;
 
-use addr::{Gpa, GpaRange};
 use thiserror::Error;
 
 /// What sits behind a range of a bus.
@@ -100,28 +100,6 @@ impl PortBus {
     /// `OUT`. Writes that nobody takes are lost.
     pub fn write(&self, port: u16, data: &[u8]) {
         self.0.write(u64::from(port), data);
-    }
-}
-
-/// Guest physical addresses outside RAM.
-#[derive(Default)]
-pub struct MmioBus(Ranges);
-
-impl MmioBus {
-    /// Puts `device` at `range`.
-    pub fn add(&mut self, range: GpaRange, device: Arc<dyn Device>) -> Result<(), BusError> {
-        self.0
-            .add(addr::Address::raw(range.start()), range.len(), device)
-    }
-
-    /// A load. Addresses that nobody answers read as ones.
-    pub fn read(&self, at: Gpa, data: &mut [u8]) {
-        self.0.read(addr::Address::raw(at), data);
-    }
-
-    /// A store. Writes that nobody takes are lost.
-    pub fn write(&self, at: Gpa, data: &[u8]) {
-        self.0.write(addr::Address::raw(at), data);
     }
 }
 

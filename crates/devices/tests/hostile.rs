@@ -12,7 +12,7 @@ use std::{
 use addr::{Gpa, GpaRange};
 use devices::{
     IrqLine,
-    bus::{MmioBus, PortBus},
+    bus::{Device, PortBus},
     cmos::{self, Cmos},
     pci::{
         PciRoot,
@@ -60,7 +60,8 @@ const RAM: usize = 1 << 20;
 
 struct Machine {
     ports: PortBus,
-    mmio: MmioBus,
+    /// Start, length, device.
+    mmio: Vec<(u64, u64, Arc<dyn Device>)>,
     memory: GuestMemoryMmap,
 }
 
@@ -70,7 +71,7 @@ fn range(start: u64, len: u64) -> GpaRange {
 
 fn machine() -> Machine {
     let world = Arc::new(World::default());
-    let (mut ports, mut mmio) = (PortBus::default(), MmioBus::default());
+    let mut ports = PortBus::default();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
     ports
         .add(cmos::PORT, cmos::LEN, Arc::new(Cmos::default()))
@@ -95,9 +96,10 @@ fn machine() -> Machine {
     ports
         .add(CONFIG_PORT, CONFIG_PORTS, pci.config_ports())
         .unwrap();
-    mmio.add(range(WINDOW, 0x1000_0000), pci.memory_window())
-        .unwrap();
-    mmio.add(range(ECAM, ECAM_SIZE), pci.ecam()).unwrap();
+    let mmio = vec![
+        (WINDOW, 0x1000_0000, pci.memory_window()),
+        (ECAM, ECAM_SIZE, pci.ecam()),
+    ];
     Machine {
         ports,
         mmio,
@@ -150,12 +152,28 @@ fn poke() -> impl Strategy<Value = Poke> {
 }
 
 impl Machine {
+    /// The device behind a guest physical address.
+    fn decode(&self, at: u64) -> Option<(u64, &dyn Device)> {
+        self.mmio.iter().find_map(|(start, len, device)| {
+            let offset = at.checked_sub(*start).filter(|offset| offset < len)?;
+            Some((offset, &**device))
+        })
+    }
+
     fn take(&self, poke: &Poke) {
         match poke {
             Poke::PortWrite(port, data) => self.ports.write(*port, data),
             Poke::PortRead(port, len) => self.ports.read(*port, &mut vec![0; *len]),
-            Poke::Write(at, data) => self.mmio.write(Gpa::new(*at), data),
-            Poke::Read(at, len) => self.mmio.read(Gpa::new(*at), &mut vec![0; *len]),
+            Poke::Write(at, data) => {
+                if let Some((offset, device)) = self.decode(*at) {
+                    device.write(offset, data);
+                }
+            }
+            Poke::Read(at, len) => {
+                if let Some((offset, device)) = self.decode(*at) {
+                    device.read(offset, &mut vec![0; *len]);
+                }
+            }
             Poke::Ram(at, data) => self.memory.write_slice(data, GuestAddress(*at)).unwrap(),
         }
     }

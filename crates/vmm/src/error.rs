@@ -2,7 +2,7 @@
 
 use addr::Gpa;
 use devices::{bus::BusError, pci::root::PciError};
-use memory::ram::RamError;
+use memory::{ram::RamError, space::SpaceError};
 use thiserror::Error;
 
 use crate::BootError;
@@ -37,16 +37,12 @@ pub enum BuildError {
         /// Why.
         cause: accel::Errno,
     },
-    /// A memory slot was refused.
-    #[error("KVM_SET_USER_MEMORY_REGION for {len:#x} bytes at {gpa}: {cause}")]
-    Slot {
-        /// Where.
-        gpa: Gpa,
-        /// How much.
-        len: u64,
-        /// Why.
-        cause: accel::Errno,
-    },
+    /// The guest physical address space can't be laid out so, or a memory slot was refused.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// No memory for the log of written pages.
+    #[error("the log of pages that devices write: {0}")]
+    Log(String),
     /// The kernel, the initrd or the command line can't be used.
     #[error(transparent)]
     Boot(#[from] BootError),

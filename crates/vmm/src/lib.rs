@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   MachineConfig ─> Machine::build ──┬─ layout   what lies where
-//!                                     ├─ ram      blocks of RAM, memory slots
+//!                                     ├─ ram      blocks of RAM
+//!                                     ├─ space    what lies where; memory slots
 //!                                     ├─ boot     kernel, initrd, command line, entry state
 //!                                     ├─ acpi     tables
 //!                                     └─ cpus     CPUID, registers
@@ -24,6 +25,7 @@ mod machine;
 mod outcome;
 mod ram;
 mod run;
+mod space;
 
 pub use boot::BootError;
 pub use config::{Initrd, MachineConfig, SerialOutput};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use accel::{Accelerator, Vcpu, Vm};
 use addr::GpaRange;
 use devices::{
-    bus::{MmioBus, PortBus},
+    bus::PortBus,
     cmos::{self, Cmos},
     pci::{
         PciRoot,
@@ -17,6 +17,7 @@ use devices::{
     virtio::{Service, pci::VirtioPci},
 };
 use kvm_bindings::{KVM_CAP_MAX_VCPUS, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use memory::space::Space;
 
 use crate::{
     acpi, boot,
@@ -27,6 +28,7 @@ use crate::{
     outcome::{Crash, Ending, Outcome},
     ram::Ram,
     run::{Shared, VcpuThread},
+    space,
 };
 
 /// A machine that is ready to start.
@@ -76,15 +78,15 @@ impl Machine {
         acpi::write(&ram.view, config.cpus)?;
         let vm = accelerator.create_vm().named("KVM_CREATE_VM")?;
         set_up_vm(&*vm)?;
-        ram.register(&*vm)?;
+        let space = space::with_ram(&ram)?;
+        space::follow(&space, &vm)?;
         let ending = Arc::new(Ending::default());
         let vcpus = cpus::create(accelerator, &*vm, config.cpus, &entry)?;
         let mut ports = PortBus::default();
-        let mut mmio = MmioBus::default();
         add_legacy(&mut ports, &ending)?;
         let serial = add_serial(&mut ports, &*vm, config.serial)?;
         let pci = Arc::new(PciRoot::new(layout::pci_window(), ending.clone()));
-        add_pci(&mut ports, &mut mmio, &pci)?;
+        add_pci(&mut ports, &space, &pci)?;
         for device in config.virtio {
             add_virtio(&pci, device, &ram, &vm)?;
         }
@@ -92,7 +94,7 @@ impl Machine {
             vcpus,
             shared: Arc::new(Shared {
                 ports,
-                mmio,
+                space,
                 ending,
             }),
             serial,
@@ -186,14 +188,14 @@ fn add_serial(
     ])
 }
 
-fn add_pci(ports: &mut PortBus, mmio: &mut MmioBus, pci: &Arc<PciRoot>) -> Result<(), BuildError> {
+fn add_pci(ports: &mut PortBus, space: &Space, pci: &Arc<PciRoot>) -> Result<(), BuildError> {
     ports.add(CONFIG_PORT, CONFIG_PORTS, pci.config_ports())?;
-    mmio.add(layout::pci_window(), pci.memory_window())?;
+    space::add_device(space, "pci", layout::pci_window(), pci.memory_window())?;
     let ecam = GpaRange::new(layout::ECAM, ECAM_SIZE).ok_or(BuildError::Write {
         what: "ECAM",
         gpa: layout::ECAM,
     })?;
-    mmio.add(ecam, pci.ecam())?;
+    space::add_device(space, "ecam", ecam, pci.ecam())?;
     Ok(())
 }
 

@@ -1,14 +1,6 @@
-//! Guest RAM: one block below the PCI window, one above 4 GiB where it does not fit; each a memory
-//! slot.
+//! Guest RAM: one block below the PCI window, one above 4 GiB where it does not fit.
 
-#![expect(
-    unsafe_code,
-    reason = "memory slots hand the monitor's memory to the guest"
-)]
-
-use accel::Vm;
 use addr::Gpa;
-use kvm_bindings::kvm_userspace_memory_region;
 use memory::ram::{GuestRam, RamConfig, guest_memory};
 use vm_memory::GuestMemoryMmap;
 
@@ -18,7 +10,7 @@ const MIB: u64 = 1 << 20;
 /// Less than this holds no kernel worth the name.
 const LEAST: u64 = 8 * MIB;
 
-/// The blocks, and the view of them that loaders and devices use.
+/// The blocks, and the view of them that loaders and virtqueues use.
 pub(crate) struct Ram {
     blocks: Vec<(Gpa, GuestRam)>,
     pub(crate) view: GuestMemoryMmap,
@@ -44,6 +36,11 @@ impl Ram {
         Ok(Self { blocks, view })
     }
 
+    /// The blocks, and where the guest sees them.
+    pub(crate) fn blocks(&self) -> &[(Gpa, GuestRam)] {
+        &self.blocks
+    }
+
     /// Bytes below the PCI window.
     pub(crate) fn low_end(&self) -> Gpa {
         Gpa::new(self.blocks[0].1.size())
@@ -52,27 +49,5 @@ impl Ram {
     /// Bytes above 4 GiB.
     pub(crate) fn high_size(&self) -> u64 {
         self.blocks.get(1).map_or(0, |(_, ram)| ram.size())
-    }
-
-    /// Registers each block as a memory slot.
-    pub(crate) fn register(&self, vm: &dyn Vm) -> Result<(), BuildError> {
-        for (slot, (gpa, ram)) in self.blocks.iter().enumerate() {
-            let region = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: 0,
-                guest_phys_addr: gpa.raw(),
-                memory_size: ram.size(),
-                userspace_addr: ram.hva().raw(),
-            };
-            // SAFETY: the mapping is used by Rust code only through vm-memory's volatile accesses,
-            // and the machine drops its VM before the blocks.
-            let registered = unsafe { vm.set_user_memory_region(&region) };
-            registered.map_err(|cause| BuildError::Slot {
-                gpa: *gpa,
-                len: ram.size(),
-                cause,
-            })?;
-        }
-        Ok(())
     }
 }

@@ -8,14 +8,18 @@ use std::{
 
 use accel::{Exit, Kicker, Vcpu};
 use addr::Gva;
-use devices::bus::{MmioBus, PortBus};
+use devices::bus::PortBus;
+use memory::space::Space;
 
-use crate::outcome::{Crash, Ending, Outcome};
+use crate::{
+    outcome::{Crash, Ending, Outcome},
+    space,
+};
 
 /// What all vCPU threads share.
 pub(crate) struct Shared {
     pub(crate) ports: PortBus,
-    pub(crate) mmio: MmioBus,
+    pub(crate) space: Arc<Space>,
     pub(crate) ending: Arc<Ending>,
 }
 
@@ -110,8 +114,8 @@ fn step(vcpu: &mut dyn Vcpu, shared: &Shared) -> Result<(), String> {
                 shared.ports.write(port, element);
             }
         }
-        Exit::MmioRead { gpa, data } => shared.mmio.read(gpa, data),
-        Exit::MmioWrite { gpa, data } => shared.mmio.write(gpa, data),
+        Exit::MmioRead { gpa, data } => space::read(&shared.space, gpa, data),
+        Exit::MmioWrite { gpa, data } => space::write(&shared.space, gpa, data),
         Exit::Halt | Exit::Interrupted | Exit::InterruptWindow | Exit::SetTpr => {}
         Exit::Shutdown => {
             return Err("triple fault: the guest could handle no exception".to_owned());

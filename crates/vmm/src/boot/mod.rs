@@ -257,7 +257,10 @@ impl Image {
                 initrd_max,
             });
         }
-        let start = layout::KERNEL.max(Gpa::new(header.pref_address));
+        let start = match header.relocatable_kernel {
+            0 => Gpa::new(header.pref_address),
+            _ => layout::KERNEL.max(Gpa::new(header.pref_address)),
+        };
         let needed = start.raw().saturating_add(u64::from(header.init_size));
         let end = fits("the kernel", needed, ram_end)?;
         let at = Some(GuestAddress(start.raw()));
