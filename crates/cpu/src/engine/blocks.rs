@@ -200,12 +200,7 @@ fn block_linear(block: &Block, pages: &[CodePage]) -> u64 {
 /// The check of a page.
 pub(crate) fn check_of(gvn: Gvn, id: u32) -> PageCheck {
     PageCheck {
-        index: xtlb_index(gvn) as u32,
+        index: super::tlb::code_index(gvn) as u32,
         id,
     }
-}
-
-/// The entry of the instruction TLB for a page.
-pub(crate) fn xtlb_index(gvn: Gvn) -> usize {
-    gvn.number() as usize % super::frame::XTLB_ENTRIES
 }

@@ -2,11 +2,12 @@
 
 use addr::{Address, Gva, Hva, PageSize};
 
-use super::blocks::{Block, CodeContext, PageKey, check_of, xtlb_index};
+use super::blocks::{Block, CodeContext, PageKey, check_of};
 use super::code_map::chunks;
 use super::frame::{JUMP_ENTRIES, View};
 use super::memory::{CodePlace, read_ram};
 use super::segments::{bad_address, is_canonical};
+use super::tlb::code_index;
 use super::vcpu::Vcpu;
 use crate::emit::asm::Width;
 use crate::emit::{Asm, Mem, Reg};
@@ -59,7 +60,7 @@ impl Vcpu {
     }
 
     fn forget_pages(&mut self) {
-        self.frame_mut().xtlb.iter_mut().for_each(|x| x.fill(0));
+        self.view().tlb().flush_code();
     }
 
     /// Empties the tables of indirect jumps.
@@ -80,7 +81,7 @@ impl Vcpu {
         let view = context.mode.view();
         if self.contexts[view as usize] != context {
             self.contexts[view as usize] = context;
-            self.frame_mut().xtlb[view as usize].fill(0);
+            self.forget_pages();
             self.forget_jumps_of(view);
         }
     }
@@ -107,16 +108,19 @@ impl Vcpu {
         let linear = self.linear_ip()?;
         let mut context = self.context;
         context.mode = context.mode.with(extra | self.extra);
-        let page = self.code_page(linear, context)?;
+        let mut page = self.code_page(linear, context)?;
         let offset = linear.page_offset(PageSize::Size4K) as u16;
         if let Some(number) = self.blocks.find(page, offset) {
             let block = self.blocks.blocks[number as usize];
             match block.second {
                 None => return Ok(number),
                 Some(second) => {
-                    if self.code_page(next_page(linear), context)? == second {
+                    let generation = self.generation;
+                    let now = self.code_page(next_page(linear), context)?;
+                    if generation == self.generation && now == second {
                         return Ok(number);
                     }
+                    page = self.code_page(linear, context)?;
                 }
             }
         }
@@ -127,7 +131,7 @@ impl Vcpu {
     fn code_page(&mut self, gva: Gva, context: CodeContext) -> Result<u32, Abort> {
         let view = context.mode.view();
         let gvn = gva.frame();
-        let at = xtlb_index(gvn);
+        let at = code_index(gvn);
         let plain = context == self.contexts[view as usize];
         if plain {
             let id = self.frame().xtlb[view as usize][at];
@@ -135,7 +139,7 @@ impl Vcpu {
                 return Ok(id);
             }
         }
-        let CodePlace::Ram(hva) = self.memory.code_place(gva, view)? else {
+        let CodePlace::Ram(hva, extent) = self.memory.code_place(gva, view)? else {
             return Err(Abort::Exit(Exit::InternalError(InternalError {
                 bytes: [0; 15],
                 len: 0,
@@ -154,7 +158,7 @@ impl Vcpu {
             id = self.blocks.page(key, self.epoch);
         }
         if plain {
-            self.frame_mut().xtlb[view as usize][at] = id;
+            self.view().tlb().fill_code(view, gva, id, extent);
         }
         Ok(id)
     }
@@ -192,18 +196,24 @@ impl Vcpu {
         }
         for host in voided {
             for number in self.blocks.remove_host_page(host) {
+                if !self.cache.has_room(MAX_BLOCK_BYTES) {
+                    self.forget_translations();
+                    return;
+                }
                 self.void_block(number);
             }
         }
         self.forget_pages();
     }
 
-    /// Makes a block's entry lead out.
+    /// Makes a block's entries lead out, and then to the block that takes its place.
     fn void_block(&mut self, number: u32) {
         let block = self.blocks.blocks[number as usize];
-        let site = self.add_site(block.rip, Reason::Stale);
-        let stub = self.emit(|asm, base| emit_exit(asm, site, base));
-        self.cache.write_jump(block.plain, stub);
+        for entry in [Some(block.plain), block.checked].into_iter().flatten() {
+            let site = self.add_site(block.rip, Reason::Link { patch: entry + 1 });
+            let stub = self.emit(|asm, base| emit_exit(asm, site, base));
+            self.cache.write_jump(entry, stub);
+        }
     }
 
     fn add_site(&mut self, rip: u64, reason: Reason) -> u32 {
@@ -240,7 +250,12 @@ impl Vcpu {
             let mut length = self.decode(rip, mode, &bytes[..first], None);
             if length.is_none() {
                 let next = next_page(linear);
+                let generation = self.generation;
                 let id = self.code_page(next, context)?;
+                if generation != self.generation {
+                    page = self.code_page(linear, context)?;
+                    continue;
+                }
                 let tail = &mut bytes[first..first + LONGEST];
                 self.read_code(id, next, tail)?;
                 second = Some((next, id));
@@ -336,12 +351,7 @@ impl Vcpu {
 
     /// Lets no vCPU write to a page with code unnoticed.
     fn flush_writes(&mut self) {
-        let view = self.view();
-        super::tlb::Tlb {
-            views: view.tlb,
-            log: &mut view.memory.filled,
-        }
-        .flush_writes();
+        self.view().tlb().flush_writes();
         let participant = std::sync::Arc::clone(&self.memory.participant);
         let late = self
             .memory

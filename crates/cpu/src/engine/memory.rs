@@ -11,11 +11,13 @@ use addr::{Address, Gpa, Gva, Hva, PageSize};
 use memory::access;
 use memory::quiesce::{Domain, Participant, Requests};
 use mmu::{Access, AccessKind, Fault, PagingRegisters, TlbEffect, VcpuMmu};
+use x86::control::{CR3_PCID, Cr4};
 
 use super::code_map::{CodeMap, Written};
+use super::filled::Scope;
 use super::frame::{InlineTlb, View, XTLB_ENTRIES};
 use super::mmio::Mmio;
-use super::tlb::{FillLog, Rights, Tlb};
+use super::tlb::{Extent, Rights, Tlb, TlbBook};
 use crate::system::{Abort, Flush, LinearMemory, Privilege};
 use crate::{CpuState, Exception, Exit, HostFault};
 
@@ -26,7 +28,7 @@ pub(crate) struct Memory {
     pub(crate) code: Arc<CodeMap>,
     pub(crate) domain: Arc<Domain>,
     pub(crate) participant: Arc<Participant>,
-    pub(crate) filled: FillLog,
+    pub(crate) book: TlbBook,
     /// What others asked of this vCPU while it waited for them.
     pub(crate) late: Requests,
 }
@@ -48,7 +50,7 @@ pub(crate) enum Place {
 /// Which host page a page of code lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CodePlace {
-    Ram(Hva),
+    Ram(Hva, Extent),
     /// Code in device memory is not run.
     Device,
 }
@@ -76,6 +78,15 @@ fn mmu_privilege(privilege: Privilege) -> mmu::Privilege {
         Privilege::Supervisor => mmu::Privilege::Supervisor,
         Privilege::SupervisorAcSet => mmu::Privilege::SupervisorAcSet,
         Privilege::Implicit => mmu::Privilege::Implicit,
+    }
+}
+
+/// Whose entries serve an access of [`crate::system`]: SMAP holds for implicit ones whatever AC is.
+fn view_of(privilege: Privilege) -> View {
+    match privilege {
+        Privilege::User => View::User,
+        Privilege::Supervisor | Privilege::Implicit => View::Supervisor,
+        Privilege::SupervisorAcSet => View::SupervisorAcSet,
     }
 }
 
@@ -108,6 +119,18 @@ fn abort_of(fault: Fault) -> Abort {
     }
 }
 
+/// Which page of the guest it is.
+fn extent(translation: &mmu::Translation) -> Extent {
+    Extent {
+        size: translation.guest_size,
+        scope: if translation.global {
+            Scope::Global
+        } else {
+            Scope::Local
+        },
+    }
+}
+
 /// The parts of `len` bytes at `gva` by page: offset and length.
 fn parts(gva: Gva, len: usize) -> impl Iterator<Item = (usize, usize)> {
     let first = (4096 - gva.page_offset(PageSize::Size4K) as usize).min(len);
@@ -136,7 +159,7 @@ impl Memory {
             .mmu
             .translate(gva, Access::new(AccessKind::Execute, privilege))
         {
-            Ok(translation) => Ok(CodePlace::Ram(translation.hva)),
+            Ok(translation) => Ok(CodePlace::Ram(translation.hva, extent(&translation))),
             Err(Fault::Mmio { .. } | Fault::ReadOnly { .. }) => Ok(CodePlace::Device),
             Err(fault) => Err(abort_of(fault)),
         }
@@ -254,15 +277,15 @@ pub(crate) fn write_ram(hva: Hva, data: &[u8]) -> Result<(), Abort> {
 impl MemoryView<'_> {
     pub(crate) fn tlb(&mut self) -> Tlb<'_> {
         Tlb {
-            views: self.tlb,
-            log: &mut self.memory.filled,
+            data: self.tlb,
+            code: self.xtlb,
+            book: &mut self.memory.book,
         }
     }
 
     /// Drops all translations of data and code.
     pub(crate) fn flush_all(&mut self) {
         self.tlb().flush();
-        self.xtlb.iter_mut().for_each(|x| x.fill(0));
     }
 
     /// Finds what an access of translated code missed, and fills the TLB.
@@ -290,13 +313,21 @@ impl MemoryView<'_> {
             write: translation.writable && clear,
         };
         self.tlb()
-            .fill(view, gva, translation.hva, translation.guest_size, rights);
+            .fill(view, gva, translation.hva, extent(&translation), rights);
         if kind == AccessKind::Write && !clear {
             return Ok(Resolved::Bounce);
         }
         Ok(Resolved::Addend(
             translation.hva.raw().wrapping_sub(gva.raw()),
         ))
+    }
+
+    /// Fills the TLB after an access that was done without it.
+    fn learn(&mut self, gva: Gva, len: usize, kind: AccessKind, view: View) {
+        if parts(gva, len).count() == 1 {
+            // What can't be had by an entry is looked up each time.
+            let _ = self.resolve(gva, len, kind, view);
+        }
     }
 
     /// An access to two pages: direct if they lie side by side in the host, too.
@@ -335,11 +366,23 @@ impl MemoryView<'_> {
 
 impl LinearMemory for MemoryView<'_> {
     fn read(&mut self, gva: Gva, data: &mut [u8], privilege: Privilege) -> Result<(), Abort> {
-        self.memory.read_as(gva, data, mmu_privilege(privilege))
+        let (view, len) = (view_of(privilege), data.len());
+        if let Some(hva) = self.tlb().find(view, gva, len as u64, false) {
+            return read_ram(hva, data);
+        }
+        self.memory.read_as(gva, data, mmu_privilege(privilege))?;
+        self.learn(gva, len, AccessKind::Read, view);
+        Ok(())
     }
 
     fn write(&mut self, gva: Gva, data: &[u8], privilege: Privilege) -> Result<(), Abort> {
-        self.memory.write_as(gva, data, mmu_privilege(privilege))
+        let (view, len) = (view_of(privilege), data.len());
+        if let Some(hva) = self.tlb().find(view, gva, len as u64, true) {
+            return write_ram(hva, data);
+        }
+        self.memory.write_as(gva, data, mmu_privilege(privilege))?;
+        self.learn(gva, len, AccessKind::Write, view);
+        Ok(())
     }
 
     fn check_write(&mut self, gva: Gva, len: usize, privilege: Privilege) -> Result<(), Abort> {
@@ -385,35 +428,43 @@ impl LinearMemory for MemoryView<'_> {
 
     fn paging_changed(&mut self, state: &CpuState) {
         let registers = paging_registers(state);
-        // The TLB has no tags: what another table, or another PCID, left there must go, also
-        // where the guest asks to keep its own.
-        if self.memory.mmu.registers().cr3 != registers.cr3 {
-            self.flush_all();
-        }
+        let before = *self.memory.mmu.registers();
         let effect = self.memory.mmu.set_registers(&registers);
+        let cr3 = before.cr3;
+        if (PagingRegisters { cr3, ..registers }) != before {
+            // Rights are worked out when an entry is made.
+            self.flush_all();
+        } else if cr3 != registers.cr3 {
+            if registers.cr4 & Cr4::PCIDE.bits() == 0 {
+                self.tlb().flush_local();
+            } else {
+                self.tlb().switch(cr3, registers.cr3);
+            }
+        }
         self.apply(effect);
     }
 
     fn flush(&mut self, flush: Flush) {
+        let present = self.memory.mmu.registers().cr3 & CR3_PCID;
+        let mut tlb = self.tlb();
         match flush {
-            Flush::Page(gva) => {
-                self.tlb().flush_page(gva);
-                for xtlb in self.xtlb.iter_mut() {
-                    xtlb[super::blocks::xtlb_index(gva.frame())] = 0;
-                }
-                let effect = self.memory.mmu.invalidate_page(gva);
-                self.apply(effect);
+            Flush::Page(gva) => tlb.flush_page(gva),
+            Flush::PcidPage(pcid, gva) if u64::from(pcid) == present => tlb.flush_page(gva),
+            Flush::CurrentPcid => tlb.flush_local(),
+            Flush::Pcid(pcid) if u64::from(pcid) == present => {
+                tlb.flush_local();
+                tlb.flush_aside(pcid);
             }
-            // A page of another PCID may stand in shadow tables that are not at hand: all go.
-            Flush::All
-            | Flush::NonGlobal
-            | Flush::CurrentPcid
-            | Flush::Pcid(_)
-            | Flush::PcidPage(..) => {
-                self.flush_all();
-                let _ = self.memory.mmu.invalidate_all();
-            }
+            Flush::Pcid(pcid) | Flush::PcidPage(pcid, _) => tlb.flush_aside(pcid),
+            Flush::NonGlobal => tlb.flush_all_local(),
+            Flush::All => tlb.flush(),
         }
+        let effect = match flush {
+            Flush::Page(gva) => self.memory.mmu.invalidate_page(gva),
+            // A page of another PCID may stand in shadow tables that are not at hand: all go.
+            _ => self.memory.mmu.invalidate_all(),
+        };
+        self.apply(effect);
     }
 }
 

@@ -35,10 +35,7 @@ impl Vcpu {
         let state = self.state_changed;
         self.state_changed = false;
         self.flags_in();
-        let view = self.view();
-        for xtlb in view.xtlb.iter_mut() {
-            xtlb.fill(0);
-        }
+        self.view().tlb().flush_code();
         if state {
             self.adopt_state();
         }

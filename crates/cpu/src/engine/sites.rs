@@ -142,7 +142,8 @@ impl Vcpu {
         let low = Gva::new(low);
         let length = (span.high - span.low) as u64;
         let view = self.context.mode.view();
-        if self.view().tlb().covers(view, low, length, span.writes) {
+        let tlb_has = self.view().tlb().find(view, low, length, span.writes);
+        if tlb_has.is_some() {
             return Ok(then);
         }
         let number = self.find(Mode::UNSHARED)?;

@@ -1,15 +1,33 @@
-//! The inline TLB's contents: filling and flushing.
+//! The TLBs' contents: filling and flushing, address spaces (SDM 3A, 5.10).
 //!
-//! The first level is what translated code looks into. It holds 4 KiB pages; where the guest's page
-//! is larger, `INVLPG` of any address in it must drop all of its pieces, so the range of addresses
-//! with such pieces is kept.
+//! The first level is what translated code looks into: the inline TLB for data, the instruction TLB
+//! for the identity of code pages. It holds 4 KiB pages; where the guest's page is larger, `INVLPG`
+//! of any address in it must drop all of its pieces, so the range of addresses with such pieces is
+//! kept.
+//!
+//! It has no tags for address spaces. When the guest goes to another one, the entries that are not
+//! global are put aside under the CR3 that they belong to, PCID and all, and come back when the guest
+//! does; a guest without PCIDs has them dropped. An address space is known by all of CR3, not by the
+//! PCID alone, so that one PCID used for two page tables never mixes them.
+//!
+//! | invalidation | present space | global | put aside |
+//! |---|---|---|---|
+//! | `INVLPG` | the page | the page | stay |
+//! | CR3 written, bit 63 clear; `INVPCID` 1 of the present PCID | dropped | stay | others stay |
+//! | `INVPCID` 0, 1 of another PCID | stay | stay | that PCID's dropped |
+//! | `INVPCID` 3 | dropped | stay | dropped |
+//! | `INVPCID` 2, CR0.PG, CR4.PGE and the like, whatever the MMU asks for | dropped | dropped | dropped |
 
 use addr::{Address, Gva, Gvn, Hva, PageSize};
+use x86::control::CR3_PCID;
 
-use super::frame::{InlineTlb, TLB_ENTRIES, View};
+use super::filled::{Filled, Scope};
+use super::frame::{InlineTlb, TLB_ENTRIES, View, XTLB_ENTRIES};
 
 /// A tag that no page number cancels.
 const NEVER: u64 = 1;
+/// How many address spaces are put aside.
+const SPACES: usize = 16;
 
 /// What may be done through an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +36,16 @@ pub(crate) struct Rights {
     pub(crate) write: bool,
 }
 
+/// What an entry is made for: the guest's page and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) size: PageSize,
+    pub(crate) scope: Scope,
+}
+
 /// Where pieces of large pages are in the TLB.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct LargePages {
+struct LargePages {
     lowest: u64,
     highest: u64,
 }
@@ -36,9 +61,16 @@ impl Default for LargePages {
 
 impl LargePages {
     fn add(&mut self, gva: Gva, size: PageSize) {
-        let start = gva.align_down(size).raw();
-        self.lowest = self.lowest.min(start);
-        self.highest = self.highest.max(start + size.offset_mask());
+        if size != PageSize::Size4K {
+            let start = gva.align_down(size).raw();
+            self.lowest = self.lowest.min(start);
+            self.highest = self.highest.max(start + size.offset_mask());
+        }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.lowest = self.lowest.min(other.lowest);
+        self.highest = self.highest.max(other.highest);
     }
 
     fn contains(&self, gva: Gva) -> bool {
@@ -46,98 +78,250 @@ impl LargePages {
     }
 }
 
-/// Which entries were made since the last flush, so that a flush need not touch all.
+/// An entry of the inline TLB that was put aside.
+#[derive(Clone, Copy, Debug)]
+struct DataEntry {
+    view: View,
+    at: u16,
+    read: u64,
+    write: u64,
+    addend: u64,
+}
+
+/// An entry of the instruction TLB that was put aside.
+#[derive(Clone, Copy, Debug)]
+struct CodeEntry {
+    view: View,
+    at: u16,
+    id: u32,
+}
+
+/// The entries of an address space that is not the present one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FillLog {
-    entries: Vec<(View, u16)>,
+struct Space {
+    cr3: u64,
+    data: Vec<DataEntry>,
+    code: Vec<CodeEntry>,
     large: LargePages,
 }
 
-/// With more entries than this a flush touches all.
-const MOST: usize = 2048;
-
-/// The three inline TLBs of a vCPU.
-#[derive(Debug)]
-pub(crate) struct Tlb<'a> {
-    pub(crate) views: &'a mut [InlineTlb; 3],
-    pub(crate) log: &'a mut FillLog,
+/// What is known of the TLBs besides their arrays.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TlbBook {
+    data: Filled<{ TLB_ENTRIES / 64 }>,
+    code: Filled<{ XTLB_ENTRIES / 64 }>,
+    large: LargePages,
+    /// The address spaces put aside, the latest last.
+    aside: Vec<Space>,
+    /// One that is free, for the memory that it has.
+    spare: Space,
 }
 
-fn index(page: Gvn) -> usize {
+/// The TLBs of a vCPU.
+#[derive(Debug)]
+pub(crate) struct Tlb<'a> {
+    pub(crate) data: &'a mut [InlineTlb; 3],
+    pub(crate) code: &'a mut [[u32; XTLB_ENTRIES]; 3],
+    pub(crate) book: &'a mut TlbBook,
+}
+
+fn data_index(page: Gvn) -> usize {
     page.number() as usize % TLB_ENTRIES
+}
+
+/// The entry of the instruction TLB for a page.
+pub(crate) fn code_index(page: Gvn) -> usize {
+    page.number() as usize % XTLB_ENTRIES
+}
+
+fn tag(page: Gvn) -> u64 {
+    page.number().wrapping_neg()
 }
 
 impl Tlb<'_> {
     /// Makes an entry for the page of `gva`, whose byte lies at `hva`.
-    pub(crate) fn fill(&mut self, view: View, gva: Gva, hva: Hva, size: PageSize, rights: Rights) {
-        let tlb = &mut self.views[view as usize];
-        let at = index(gva.frame());
-        let tag = gva.frame().number().wrapping_neg();
-        if self.log.entries.len() <= MOST {
-            self.log.entries.push((view, at as u16));
-        }
+    pub(crate) fn fill(&mut self, view: View, gva: Gva, hva: Hva, extent: Extent, rights: Rights) {
+        let tlb = &mut self.data[view as usize];
+        let at = data_index(gva.frame());
+        let tag = tag(gva.frame());
+        self.book.data.mark(view, at, extent.scope);
+        self.book.large.add(gva, extent.size);
         tlb.addend[at] = hva.raw().wrapping_sub(gva.raw());
         tlb.read[at] = if rights.read { tag } else { NEVER };
         tlb.write[at] = if rights.write { tag } else { NEVER };
-        if size != PageSize::Size4K {
-            self.log.large.add(gva, size);
-        }
     }
 
-    /// Whether the bytes lie in one page that may be accessed so without asking.
-    pub(crate) fn covers(&self, view: View, gva: Gva, length: u64, writes: bool) -> bool {
-        let tlb = &self.views[view as usize];
-        let page = gva.wrapping_add(length - 1).frame();
-        let at = index(gva.frame());
-        let tag = if writes { tlb.write[at] } else { tlb.read[at] };
-        tag == page.number().wrapping_neg()
+    /// Makes an entry for the code page that holds `gva`.
+    pub(crate) fn fill_code(&mut self, view: View, gva: Gva, id: u32, extent: Extent) {
+        let at = code_index(gva.frame());
+        self.book.code.mark(view, at, extent.scope);
+        self.book.large.add(gva, extent.size);
+        self.code[view as usize][at] = id;
     }
 
-    /// Drops all entries.
+    /// Where the bytes lie, if they are in one page that may be accessed so without asking.
+    pub(crate) fn find(&self, view: View, gva: Gva, length: u64, writes: bool) -> Option<Hva> {
+        let tlb = &self.data[view as usize];
+        let page = gva.wrapping_add(length.wrapping_sub(1)).frame();
+        let at = data_index(gva.frame());
+        let found = if writes { tlb.write[at] } else { tlb.read[at] };
+        (found == tag(page)).then(|| Hva::new(gva.raw().wrapping_add(tlb.addend[at])))
+    }
+
+    /// Drops all entries, those put aside included.
     pub(crate) fn flush(&mut self) {
-        if self.log.entries.len() > MOST {
-            self.clear();
-        } else {
-            for (view, at) in self.log.entries.drain(..) {
-                let tlb = &mut self.views[view as usize];
-                tlb.read[usize::from(at)] = NEVER;
-                tlb.write[usize::from(at)] = NEVER;
-            }
-        }
-        self.log.large = LargePages::default();
+        self.flush_present();
+        self.book.aside.clear();
     }
 
-    /// Drops all entries, whatever the log says.
+    fn flush_present(&mut self) {
+        let (data, code) = (&mut *self.data, &mut *self.code);
+        self.book.data.drain_all(|view, at| {
+            data[view as usize].read[at] = NEVER;
+            data[view as usize].write[at] = NEVER;
+        });
+        self.book
+            .code
+            .drain_all(|view, at| code[view as usize][at] = 0);
+        self.book.large = LargePages::default();
+    }
+
+    /// Drops all entries, whatever the book says.
     pub(crate) fn clear(&mut self) {
-        for tlb in self.views.iter_mut() {
+        for tlb in self.data.iter_mut() {
             tlb.read.fill(NEVER);
             tlb.write.fill(NEVER);
         }
-        self.log.entries.clear();
-        self.log.large = LargePages::default();
+        self.code.iter_mut().for_each(|code| code.fill(0));
+        *self.book = TlbBook::default();
+    }
+
+    /// Drops the present address space's entries.
+    pub(crate) fn flush_local(&mut self) {
+        let (data, code) = (&mut *self.data, &mut *self.code);
+        self.book.data.drain_local(|view, at| {
+            data[view as usize].read[at] = NEVER;
+            data[view as usize].write[at] = NEVER;
+        });
+        self.book
+            .code
+            .drain_local(|view, at| code[view as usize][at] = 0);
+    }
+
+    /// Drops all that are not global, those put aside included.
+    pub(crate) fn flush_all_local(&mut self) {
+        self.flush_local();
+        self.book.aside.clear();
+    }
+
+    /// Drops what was put aside for a PCID.
+    pub(crate) fn flush_aside(&mut self, pcid: u16) {
+        let pcid = u64::from(pcid);
+        self.book.aside.retain(|space| space.cr3 & CR3_PCID != pcid);
+    }
+
+    /// Drops all that the instruction TLB holds, and what was put aside of it.
+    pub(crate) fn flush_code(&mut self) {
+        let code = &mut *self.code;
+        self.book
+            .code
+            .drain_all(|view, at| code[view as usize][at] = 0);
+        for space in &mut self.book.aside {
+            space.code.clear();
+        }
     }
 
     /// Drops all that allow writes.
     pub(crate) fn flush_writes(&mut self) {
-        if self.log.entries.len() > MOST {
-            self.clear();
-            return;
-        }
-        for (view, at) in &self.log.entries {
-            self.views[*view as usize].write[usize::from(*at)] = NEVER;
+        let data = &mut *self.data;
+        self.book
+            .data
+            .for_each(|view, at| data[view as usize].write[at] = NEVER);
+        for space in &mut self.book.aside {
+            space.data.iter_mut().for_each(|e| e.write = NEVER);
         }
     }
 
-    /// Drops the page that holds `gva`.
+    /// Drops the page that holds `gva`, of the present address space or global.
     pub(crate) fn flush_page(&mut self, gva: Gva) {
-        if self.log.large.contains(gva) {
-            self.flush();
+        if self.book.large.contains(gva) {
+            self.flush_present();
             return;
         }
-        for tlb in self.views.iter_mut() {
-            let at = index(gva.frame());
+        let at = data_index(gva.frame());
+        for tlb in self.data.iter_mut() {
             tlb.read[at] = NEVER;
             tlb.write[at] = NEVER;
+        }
+        for code in self.code.iter_mut() {
+            code[code_index(gva.frame())] = 0;
+        }
+    }
+
+    /// Goes from one address space to another, whose entries come back if they were put aside.
+    pub(crate) fn switch(&mut self, from: u64, to: u64) {
+        self.put_aside(from);
+        let known = self.book.aside.iter().position(|space| space.cr3 == to);
+        if let Some(index) = known {
+            let space = self.book.aside.remove(index);
+            self.bring_back(&space);
+            self.book.spare = space;
+        }
+    }
+
+    fn put_aside(&mut self, cr3: u64) {
+        let mut space = std::mem::take(&mut self.book.spare);
+        space.cr3 = cr3;
+        space.large = self.book.large;
+        space.data.clear();
+        space.code.clear();
+        let (data, code) = (&mut *self.data, &mut *self.code);
+        self.book.data.drain_local(|view, at| {
+            let tlb = &mut data[view as usize];
+            let (read, write) = (tlb.read[at], tlb.write[at]);
+            tlb.read[at] = NEVER;
+            tlb.write[at] = NEVER;
+            if (read, write) != (NEVER, NEVER) {
+                space.data.push(DataEntry {
+                    view,
+                    at: at as u16,
+                    read,
+                    write,
+                    addend: tlb.addend[at],
+                });
+            }
+        });
+        self.book.code.drain_local(|view, at| {
+            let id = std::mem::take(&mut code[view as usize][at]);
+            if id != 0 {
+                space.code.push(CodeEntry {
+                    view,
+                    at: at as u16,
+                    id,
+                });
+            }
+        });
+        let aside = &mut self.book.aside;
+        aside.retain(|other| other.cr3 != cr3);
+        if aside.len() == SPACES {
+            aside.remove(0);
+        }
+        aside.push(space);
+    }
+
+    fn bring_back(&mut self, space: &Space) {
+        self.book.large.join(space.large);
+        for entry in &space.data {
+            let (tlb, at) = (&mut self.data[entry.view as usize], usize::from(entry.at));
+            self.book.data.mark(entry.view, at, Scope::Local);
+            tlb.read[at] = entry.read;
+            tlb.write[at] = entry.write;
+            tlb.addend[at] = entry.addend;
+        }
+        for entry in &space.code {
+            let at = usize::from(entry.at);
+            self.book.code.mark(entry.view, at, Scope::Local);
+            self.code[entry.view as usize][at] = entry.id;
         }
     }
 }

@@ -19,7 +19,7 @@ use super::frame::{Frame, FrameMapping, JUMP_MASK, TLB_MASK};
 use super::kick::VcpuKick;
 use super::memory::{Memory, MemoryView};
 use super::mmio::Mmio;
-use super::tlb::FillLog;
+use super::tlb::TlbBook;
 use crate::CpuState;
 use crate::fpu::FpuState;
 use crate::system::{self, GuestDebug, Offer, Pending};
@@ -92,7 +92,7 @@ impl Vcpu {
                 code: config.code,
                 domain: Arc::clone(domain),
                 participant,
-                filled: FillLog::default(),
+                book: TlbBook::default(),
                 late: Requests::empty(),
             },
             cache: CodeCache::new(config.cache_size)?,
@@ -133,9 +133,7 @@ impl Vcpu {
             rflags: x86::rflags::FIXED,
             ..CpuState::default()
         };
-        let mut view = self.view();
-        view.tlb().clear();
-        view.flush_all();
+        self.view().tlb().clear();
         self.forget_jumps();
     }
 
