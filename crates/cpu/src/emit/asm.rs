@@ -352,6 +352,23 @@ impl Asm {
         self.byte(imm as u8);
     }
 
+    /// `cmp dword [m], imm32`.
+    pub(crate) fn cmp_mem_imm32(&mut self, m: Mem, imm: i32) {
+        self.op_mem(Width::B32, Map::One, 0x81, 7, m);
+        self.imm32(imm);
+    }
+
+    /// `cmp reg, imm32` (64 bits).
+    pub(crate) fn cmp_imm(&mut self, reg: Reg, imm: i32) {
+        self.op_reg(Width::B64, Map::One, 0x81, 7, reg);
+        self.imm32(imm);
+    }
+
+    /// `cmp a, b` (64 bits).
+    pub(crate) fn cmp(&mut self, a: Reg, b: Reg) {
+        self.op_reg(Width::B64, Map::One, 0x39, b.0, a);
+    }
+
     /// `jmp` to a fixed place in the code cache.
     pub(crate) fn jmp_to(&mut self, target: u64) {
         self.byte(0xe9);
@@ -376,6 +393,11 @@ impl Asm {
     pub(crate) fn jcc(&mut self, cond: u8) -> Fixup {
         self.bytes(&[0x0f, 0x80 | cond]);
         self.hole32()
+    }
+
+    /// A conditional jump over less than 128 bytes.
+    pub(crate) fn jcc8(&mut self, cond: Cond) -> Fixup {
+        self.jump8(0x70 | cond as u8)
     }
 
     /// `jrcxz` over less than 128 bytes: no flags.

@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | plain | nothing | jumps within a page, and the two below |
 //! | checked | the page | jumps from other pages |
-//! | indirect | RIP is the block's, `go`, the page | the table of indirect jumps |
+//! | indirect | RIP is the block's, `go`, the page | the table of indirect jumps (`engine::jumps`) |
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -62,9 +62,20 @@ pub(crate) struct Block {
     pub(crate) page: u32,
     /// The page of its last byte, where that is another.
     pub(crate) second: Option<u32>,
-    /// Offset of the checked and the indirect entry, once made.
+    /// Whether arithmetic flags are live where it begins.
+    pub(crate) flags_live: bool,
+    /// Offset of the checked entry, once made.
     pub(crate) checked: Option<u32>,
-    pub(crate) indirect: Option<u32>,
+    pub(crate) indirect: Option<Indirect>,
+}
+
+/// A block's entry for indirect jumps: see `engine::jumps`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Indirect {
+    /// Its offset.
+    pub(crate) entry: u32,
+    /// Offset of the displacement of the jump to the next block.
+    pub(crate) next: u32,
 }
 
 /// A fast hash for keys that the guest can't profit from attacking: its own blocks.

@@ -4,18 +4,17 @@ use addr::{Address, Gva, Hva, PageSize};
 
 use super::blocks::{Block, CodeContext, PageKey, check_of};
 use super::code_map::chunks;
-use super::frame::{JUMP_ENTRIES, View};
 use super::memory::{CodePlace, read_ram};
 use super::segments::{bad_address, is_canonical};
 use super::tlb::code_index;
 use super::vcpu::Vcpu;
-use crate::emit::asm::Width;
+use crate::emit::asm::Cond;
 use crate::emit::{Asm, Mem, Reg};
 use crate::engine::frame::frame_disp;
 use crate::system::Abort;
 use crate::translate::{
-    Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reason, SCRATCH, SITE_HOST_FAULT,
-    SITE_INDIRECT, Site, Source, T0, emit_exit, emit_page_check,
+    Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reason, SITE_HOST_FAULT, SITE_INDIRECT,
+    Site, Source, emit_exit, emit_page_check, page_slot,
 };
 use crate::{Exit, InternalError};
 
@@ -61,18 +60,6 @@ impl Vcpu {
 
     fn forget_pages(&mut self) {
         self.view().tlb().flush_code();
-    }
-
-    /// Empties the tables of indirect jumps.
-    pub(super) fn forget_jumps(&mut self) {
-        for view in View::ALL {
-            self.forget_jumps_of(view);
-        }
-    }
-
-    fn forget_jumps_of(&mut self, view: View) {
-        let stub = self.cache.base() + u64::from(self.indirect_stub);
-        self.frame_mut().jumps[view as usize].fill(stub);
     }
 
     /// Makes the tables of the present view those of the present context.
@@ -222,7 +209,7 @@ impl Vcpu {
     }
 
     /// Appends a small piece of code to the cache; there is always room left for some.
-    fn emit(&mut self, write: impl FnOnce(&mut Asm, u64)) -> u32 {
+    pub(super) fn emit(&mut self, write: impl FnOnce(&mut Asm, u64)) -> u32 {
         let mut asm = Asm::default();
         asm.reset(self.cache.base() + u64::from(self.cache.used()));
         write(&mut asm, self.cache.base());
@@ -373,6 +360,7 @@ impl Vcpu {
             .translator
             .translate(source, &mut self.tables, self.cache.base(), start);
         self.cache.push(code);
+        let flags_live = self.translator.flags_live_at_head();
         let block = Block {
             rip: source.rip,
             plain: start,
@@ -380,6 +368,7 @@ impl Vcpu {
             marks,
             page,
             second,
+            flags_live,
             checked: None,
             indirect: None,
         };
@@ -395,53 +384,25 @@ impl Vcpu {
         }
         let key = self.blocks.pages[block.page as usize - 1].key;
         let stale = self.add_site(block.rip, Reason::Stale);
+        let (mode, check) = (key.context.mode, check_of(key.gvn, block.page));
         let entry = self.emit(|asm, base| {
-            emit_page_check(asm, key.context.mode, check_of(key.gvn, block.page));
-            let ok = asm.jrcxz();
-            emit_exit(asm, stale, base);
-            asm.bind(ok);
-            asm.jmp_to(base + u64::from(block.plain));
+            let plain = base + u64::from(block.plain);
+            if block.flags_live {
+                emit_page_check(asm, mode, check);
+                let ok = asm.jrcxz();
+                emit_exit(asm, stale, base);
+                asm.bind(ok);
+                asm.jmp_to(plain);
+            } else {
+                asm.cmp_mem_imm32(page_slot(mode, check), check.id as i32);
+                let elsewhere = asm.jcc8(Cond::Ne);
+                asm.jmp_to(plain);
+                asm.bind(elsewhere);
+                emit_exit(asm, stale, base);
+            }
         });
         self.blocks.blocks[number as usize].checked = Some(entry);
         entry
-    }
-
-    /// The entry of a block for indirect jumps, with the target in `T0`.
-    fn indirect_entry(&mut self, number: u32) -> u32 {
-        let block = self.blocks.blocks[number as usize];
-        if let Some(entry) = block.indirect {
-            return entry;
-        }
-        let checked = self.checked_entry(number);
-        let miss = self.cache.base() + u64::from(self.indirect_stub);
-        let entry = self.emit(|asm, base| {
-            let minus = block.rip.wrapping_neg();
-            if i32::try_from(minus as i64).is_ok() {
-                asm.lea(Width::B64, SCRATCH, Mem::base(T0, minus as i32));
-            } else {
-                asm.mov_imm(SCRATCH, minus);
-                asm.lea(Width::B64, SCRATCH, Mem::indexed(T0, SCRATCH, 0, 0));
-            }
-            let same = asm.jrcxz();
-            asm.jmp_to(miss);
-            asm.bind(same);
-            asm.load(Width::B32, SCRATCH, Mem::base(Reg::RSP, frame_disp!(go)));
-            let asked = asm.jrcxz();
-            asm.jmp_to(base + u64::from(checked));
-            asm.bind(asked);
-            asm.jmp_to(miss);
-        });
-        self.blocks.blocks[number as usize].indirect = Some(entry);
-        entry
-    }
-
-    /// Lets indirect jumps to this block find it.
-    pub(super) fn remember_jump(&mut self, number: u32) {
-        let rip = self.blocks.blocks[number as usize].rip;
-        let entry = self.cache.base() + u64::from(self.indirect_entry(number));
-        let view = self.context.mode.view() as usize;
-        let at = (rip >> 1) as usize % JUMP_ENTRIES;
-        self.frame_mut().jumps[view][at] = entry;
     }
 
     /// Chains a direct jump to a block.

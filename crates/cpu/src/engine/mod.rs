@@ -10,6 +10,7 @@ mod filled;
 mod find;
 pub(crate) mod frame;
 mod inspect;
+mod jumps;
 mod kick;
 mod masked;
 mod memory;

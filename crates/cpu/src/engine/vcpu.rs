@@ -16,6 +16,7 @@ use super::bounce::Bounce;
 use super::cache::CodeCache;
 use super::code_map::CodeMap;
 use super::frame::{Frame, FrameMapping, JUMP_MASK, TLB_MASK};
+use super::jumps::Chains;
 use super::kick::VcpuKick;
 use super::memory::{Memory, MemoryView};
 use super::mmio::Mmio;
@@ -50,6 +51,7 @@ pub struct Vcpu {
     pub(super) tables: Tables,
     pub(super) translator: Translator,
     pub(super) blocks: Blocks,
+    pub(super) chains: Chains,
     /// Grows with every emptying of the cache.
     pub(super) generation: u64,
     /// Grows where translated bytes may have been changed by the host.
@@ -102,6 +104,7 @@ impl Vcpu {
             tables: Tables::default(),
             translator: Translator::default(),
             blocks: Blocks::default(),
+            chains: Chains::default(),
             generation: 0,
             epoch: 0,
             seen_voids,

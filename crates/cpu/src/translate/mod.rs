@@ -22,7 +22,7 @@ mod window;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use crate::emit::asm::{Fixup, Width};
-use crate::emit::{Asm, Raw, Reg};
+use crate::emit::{Asm, Mem, Raw, Reg};
 
 pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
@@ -178,6 +178,11 @@ impl Translator {
         } else {
             Decoded::Bytes(end)
         }
+    }
+
+    /// Whether arithmetic flags are live where the block begins.
+    pub(crate) fn flags_live_at_head(&self) -> bool {
+        self.live.first().is_none_or(|live| *live)
     }
 
     /// Writes the host code for what [`Self::decode`] found; it is to run at `base + start`.
@@ -410,13 +415,16 @@ fn modernise(raw: &mut Raw) {
     }
 }
 
-/// `rcx` becomes zero where the page check holds. Keeps flags.
-pub(crate) fn emit_page_check(asm: &mut Asm, mode: Mode, check: PageCheck) {
-    use crate::emit::Mem;
+/// Where the frame holds the page identity that a check is about.
+pub(crate) fn page_slot(mode: Mode, check: PageCheck) -> Mem {
     use crate::engine::frame::{XTLB_ENTRIES, frame_disp};
     let table = mode.view() as usize * XTLB_ENTRIES + check.index as usize;
-    let disp = frame_disp!(xtlb) + 4 * table as i32;
-    asm.load(Width::B32, SCRATCH, Mem::base(Reg::RSP, disp));
+    Mem::base(Reg::RSP, frame_disp!(xtlb) + 4 * table as i32)
+}
+
+/// `rcx` becomes zero where the page check holds. Keeps flags.
+pub(crate) fn emit_page_check(asm: &mut Asm, mode: Mode, check: PageCheck) {
+    asm.load(Width::B32, SCRATCH, page_slot(mode, check));
     asm.lea(
         Width::B32,
         SCRATCH,
