@@ -9,6 +9,11 @@ pub mod state;
 pub mod system;
 mod translate;
 
+/// Which handlers stand behind the engine's own for the host's traps.
+pub mod traps {
+    pub use crate::engine::{previous, replace_previous};
+}
+
 pub use engine::{CodeMap, Translation, Vcpu, VcpuConfig, VcpuKick};
 pub use outcome::{
     DebugExit, Exception, Exit, HostFault, HypercallExit, InternalError, IoDirection, IoExit,

@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::clock::time::monotonic_ns;
 use crate::errno::Errno;
 use crate::irqchip::apic::Alarm;
+use crate::signals::Blocked;
 
 /// Who is called when an alarm goes off.
 pub trait Expire: Send + Sync {
@@ -103,6 +104,7 @@ impl Service {
     fn start(&self) {
         self.thread.get_or_init(|| {
             let shared = Arc::clone(&self.shared);
+            let _signals = Blocked::all();
             std::thread::Builder::new()
                 .name("kvm-service".into())
                 .spawn(move || shared.run())

@@ -4,36 +4,43 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 
-use crate::inside::{Inside, is_inside};
+use kvm::signals::Call;
+
 use crate::next::next;
 use crate::process;
 
-/// A descriptor is about to be closed. In a child of `fork` the objects are the parent's: they are
-/// left alone there, and the descriptor is closed like any.
-fn forget(fd: c_int) {
-    if is_inside() || !process::is_owner() {
-        return;
-    }
-    let _inside = Inside::enter();
-    if kvm::fds::is_known(fd) {
+/// Whether `fd` is one of ours, and this process may say so: in a child of `vfork` the memory is the
+/// parent's, and the descriptors are the child's own.
+fn is_ours(fd: c_int) -> bool {
+    kvm::fds::is_known(fd) && !Call::is_running() && process::is_owner()
+}
+
+/// A descriptor is about to be closed.
+pub(crate) fn forget(fd: c_int) {
+    if is_ours(fd) {
+        let _call = Call::enter();
         kvm::fds::closed(fd);
     }
 }
 
-fn known() -> Vec<c_int> {
-    if is_inside() || !process::is_owner() {
-        return Vec::new();
+/// All descriptors of a range are about to be closed.
+fn forget_range(first: c_uint, last: c_uint) {
+    if Call::is_running() || !process::is_owner() {
+        return;
     }
-    let _inside = Inside::enter();
-    kvm::fds::known()
+    let _call = Call::enter();
+    for fd in kvm::fds::known() {
+        if (first..=last).contains(&fd.cast_unsigned()) {
+            kvm::fds::closed(fd);
+        }
+    }
 }
 
-fn copied(old: c_int, new: c_int) -> c_int {
-    if new >= 0 && new != old && !is_inside() && process::is_owner() {
-        let _inside = Inside::enter();
-        if kvm::fds::is_known(old) {
-            kvm::fds::opened(old, new);
-        }
+/// `new` is a copy of `old`, or no descriptor.
+pub(crate) fn copied(old: c_int, new: c_int) -> c_int {
+    if new >= 0 && new != old && is_ours(old) {
+        let _call = Call::enter();
+        kvm::fds::opened(old, new);
     }
     new
 }
@@ -56,13 +63,19 @@ pub(crate) unsafe extern "C" fn close(fd: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
     if flags as c_uint & libc::CLOSE_RANGE_CLOEXEC == 0 {
-        for fd in known() {
-            if (first..=last).contains(&fd.cast_unsigned()) {
-                forget(fd);
-            }
-        }
+        forget_range(first, last);
     }
     next!(c"close_range" as fn(first: c_uint, last: c_uint, flags: c_int) -> c_int)
+}
+
+/// The C library's `closefrom`.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn closefrom(first: c_int) {
+    forget_range(first.max(0).cast_unsigned(), c_uint::MAX);
+    next!(c"closefrom" as fn(first: c_int) -> ());
 }
 
 /// The C library's `dup`.

@@ -6,7 +6,8 @@ use std::time::Instant;
 use kvm::Argument;
 use kvm::table::number::KVMIO;
 
-use crate::inside::{Inside, is_inside};
+use kvm::signals::Call;
+
 use crate::next::next;
 use crate::settings::Settings;
 use crate::{fail, stats, trace};
@@ -16,10 +17,10 @@ use crate::{fail, stats, trace};
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+pub(crate) unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     // The C library's ioctl takes an unsigned long, the kernel the low 32 bits of it.
     let number = request as u32;
-    if number >> 8 & 0xff != KVMIO || is_inside() {
+    if number >> 8 & 0xff != KVMIO || Call::is_running() {
         return hand_on(fd, request, argument);
     }
     let settings = Settings::get();
@@ -30,7 +31,7 @@ pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mu
     let result = answer(fd, request, argument);
     let took = began.elapsed();
     let errno = last_errno();
-    let _inside = Inside::enter();
+    let _call = Call::enter();
     if settings.stats {
         stats::count(number, took);
     }
@@ -51,7 +52,7 @@ pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mu
 
 fn answer(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     let ours = {
-        let _inside = Inside::enter();
+        let _call = Call::enter();
         kvm::fds::ioctl(fd, request as u32, Argument::new(argument as u64))
     };
     match ours {

@@ -25,8 +25,8 @@
 )]
 
 mod descriptors;
-mod inside;
 mod ioctl;
+mod mapping;
 mod next;
 mod open;
 mod parameters;

@@ -2,7 +2,8 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 
-use crate::inside::{Inside, is_inside};
+use kvm::signals::Call;
+
 use crate::next::next;
 use crate::settings::{Accel, Settings};
 use crate::{fail, parameters, process};
@@ -14,12 +15,12 @@ const DEV_KVM: &CStr = c"/dev/kvm";
 /// # Safety
 /// `path` is null or a C string.
 unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
-    if path.is_null() || is_inside() {
+    if path.is_null() || Call::is_running() {
         return None;
     }
     // SAFETY: not null, so a C string by the caller's promise.
     let path = unsafe { CStr::from_ptr(path) };
-    let _inside = Inside::enter();
+    let _call = Call::enter();
     let settings = Settings::get();
     if settings.accel == Accel::Kernel {
         return None;

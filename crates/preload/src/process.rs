@@ -1,22 +1,20 @@
 //! Which process the objects belong to.
 //!
 //! As in the kernel, a VM belongs to the process that made it: a child of `fork` gets `EIO` from its
-//! calls. A child of `vfork` even shares our memory, so it must change nothing in it.
+//! calls ([`kvm::fds::follow_forks`]). A child of `vfork` even shares our memory, so it must change
+//! nothing in it.
 
-use std::sync::Once;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The process that opened `/dev/kvm`; 0 before.
 static OWNER: AtomicI32 = AtomicI32::new(0);
-static AT_FORK: Once = Once::new();
 
 /// This process opens `/dev/kvm`.
 pub(crate) fn note_owner() {
-    OWNER.store(id(), Ordering::Relaxed);
-    AT_FORK.call_once(|| {
-        // SAFETY: the handler only stores to an atomic.
-        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-    });
+    kvm::fds::follow_forks();
+    if OWNER.swap(id(), Ordering::Relaxed) == 0 {
+        kvm::signals::adopt();
+    }
 }
 
 /// Whether this process made the objects.
@@ -28,8 +26,4 @@ pub(crate) fn is_owner() -> bool {
 fn id() -> i32 {
     // SAFETY: no arguments, no failure.
     unsafe { libc::getpid() }
-}
-
-extern "C" fn in_child() {
-    kvm::fds::forked();
 }

@@ -1,16 +1,19 @@
-//! `sigaction` and `signal`: so that a signal ends `KVM_RUN`, and never the engine.
+//! `sigaction`, `signal` and `pthread_cancel`: so that a signal ends `KVM_RUN`, and never the engine.
 //!
 //! [`kvm::signals`] stands in front of the program's handlers, to defer a signal that comes in the
-//! middle of guest code until that code was left. What the program reads back is what it has set.
-//!
-//! The signals of a fault of the CPU belong to the engine, too: guest memory that the host can't
-//! provide raises `SIGBUS` in the middle of guest code. The engine's handler stays in place for
-//! those, and the program's becomes the one that it hands a fault on to.
+//! middle of one of our calls until that has ended. What the program reads back is what it has set.
+//! The signals of a fault of the CPU belong to the engine, too; the program's handler becomes the one
+//! that it hands a fault on to.
 
 use std::ffi::c_int;
+use std::os::unix::thread::JoinHandleExt;
+use std::ptr;
+use std::sync::Once;
 
-use crate::inside::{Inside, is_inside};
+use kvm::signals::Call;
+
 use crate::next::next;
+use crate::process;
 
 /// The C library's `sigaction`.
 ///
@@ -22,7 +25,7 @@ pub(crate) unsafe extern "C" fn sigaction(
     new: *const libc::sigaction,
     old: *mut libc::sigaction,
 ) -> c_int {
-    if is_inside() {
+    if Call::is_running() {
         return next!(
             c"sigaction"
                 as fn(
@@ -32,21 +35,9 @@ pub(crate) unsafe extern "C" fn sigaction(
                 ) -> c_int
         );
     }
-    let _inside = Inside::enter();
+    let _call = Call::enter();
     // SAFETY: null or the program's own, by the C library's contract.
-    unsafe {
-        let behind_ours = match new.as_ref() {
-            Some(new) => memory::access::replace_previous(signal, new),
-            None => memory::access::previous(signal),
-        };
-        let Some(action) = behind_ours else {
-            return kvm::signals::sigaction(signal, new, old);
-        };
-        if let Some(old) = old.as_mut() {
-            *old = action;
-        }
-    }
-    0
+    unsafe { kvm::signals::sigaction(signal, new, old) }
 }
 
 /// The C library's `signal` (BSD semantics: restarting, not reset).
@@ -67,4 +58,48 @@ pub(crate) unsafe extern "C" fn signal(
         0 => old.sa_sigaction,
         _ => libc::SIG_ERR,
     }
+}
+
+/// The C library's `pthread_cancel`. Its signal has no handler before the first use; that first one
+/// is made here, on a thread of ours that is deaf to it, so that the handler can be adopted before
+/// the signal comes.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pthread_cancel(thread: libc::pthread_t) -> c_int {
+    static PREPARED: Once = Once::new();
+    if !Call::is_running() && process::is_owner() {
+        PREPARED.call_once(prepare_cancellation);
+    }
+    next!(c"pthread_cancel" as fn(thread: libc::pthread_t) -> c_int)
+}
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+
+fn prepare_cancellation() {
+    let _call = Call::enter();
+    let (deaf, is_deaf) = std::sync::mpsc::channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let spawned = std::thread::Builder::new().spawn(move || {
+        // SAFETY: changes this thread's own state; the old one is not wanted.
+        unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, ptr::null_mut()) };
+        // Both ends live until the thread is joined.
+        let _ = deaf.send(());
+        let _ = wait.recv();
+    });
+    let Ok(handle) = spawned else {
+        return;
+    };
+    if is_deaf.recv().is_ok() {
+        let thread = handle.as_pthread_t();
+        next!(c"pthread_cancel" as fn(thread: libc::pthread_t) -> c_int);
+        kvm::signals::adopt_cancellation();
+    }
+    drop(go);
+    let _ = handle.join();
 }

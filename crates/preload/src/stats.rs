@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use crate::inside::Inside;
+use kvm::signals::Call;
+
 use crate::trace::name;
 
 #[derive(Clone, Copy, Default)]
@@ -31,7 +32,7 @@ pub(crate) fn count(request: u32, took: Duration) {
 }
 
 extern "C" fn print() {
-    let _inside = Inside::enter();
+    let _call = Call::enter();
     let sums = SUMS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rows: Vec<_> = sums.iter().collect();
     rows.sort_by_key(|(_, sum)| std::cmp::Reverse(sum.time));

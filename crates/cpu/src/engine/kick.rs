@@ -33,7 +33,8 @@ impl VcpuKick {
         self.wanted.fetch_and(!requests.bits(), Ordering::SeqCst);
     }
 
-    fn notice(&self) {
+    /// Has translated code leave, to look what there is.
+    pub(crate) fn notice(&self) {
         self.frame.go().store(0, Ordering::SeqCst);
     }
 

@@ -142,10 +142,20 @@ fn parts(gva: Gva, len: usize) -> impl Iterator<Item = (usize, usize)> {
 
 impl Memory {
     fn place(&mut self, gva: Gva, access: Access) -> Result<Place, Abort> {
-        match self.mmu.translate(gva, access) {
+        let translated = self.mmu.translate(gva, access);
+        self.leave_with_full_ring(access);
+        match translated {
             Ok(translation) => Ok(Place::Ram(translation.hva)),
             Err(Fault::Mmio { gpa } | Fault::ReadOnly { gpa, .. }) => Ok(Place::Device(gpa)),
             Err(fault) => Err(abort_of(fault)),
+        }
+    }
+
+    /// A write may have filled the dirty ring: its last entries are for what a vCPU does on its way
+    /// out.
+    fn leave_with_full_ring(&mut self, access: Access) {
+        if access.is_write() && self.mmu.dirty_ring_full() {
+            self.late |= Requests::EXIT;
         }
     }
 
@@ -297,7 +307,9 @@ impl MemoryView<'_> {
         view: View,
     ) -> Result<Resolved, Abort> {
         let access = Access::new(kind, privilege_of(view));
-        let translation = match self.memory.mmu.translate(gva, access) {
+        let translated = self.memory.mmu.translate(gva, access);
+        self.memory.leave_with_full_ring(access);
+        let translation = match translated {
             Ok(translation) => translation,
             Err(Fault::Mmio { .. } | Fault::ReadOnly { .. }) => return Ok(Resolved::Bounce),
             Err(fault) => return Err(abort_of(fault)),

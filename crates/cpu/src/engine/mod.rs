@@ -27,4 +27,5 @@ mod vcpu;
 pub use code_map::CodeMap;
 pub use inspect::Translation;
 pub use kick::VcpuKick;
+pub use signals::{previous, replace_previous};
 pub use vcpu::{Vcpu, VcpuConfig};

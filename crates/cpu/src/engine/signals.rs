@@ -4,7 +4,8 @@
 //! The handlers run on the stack below the frame or on the program's alternate one. Where the
 //! interrupted address lies in the code cache of the vCPU that this thread runs, they note what
 //! happened in the frame and let the thread go on at the cache's stub for traps, with every register
-//! as it was. Everything else goes to the handler that stood there before.
+//! as it was. Everything else goes to the handler that stood there before, or that was put there
+//! since ([`replace_previous`]).
 
 #![expect(
     unsafe_code,
@@ -14,7 +15,8 @@
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::{Once, OnceLock};
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use memory::access::{self, Verdict};
 
@@ -41,20 +43,49 @@ pub(crate) fn set_running(running: Option<Running>) -> Option<Running> {
 }
 
 const OWN: [libc::c_int; 2] = [libc::SIGFPE, libc::SIGILL];
-static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
+/// Leaked, also when replaced: a handler on another thread may be reading it.
+static PREVIOUS: [AtomicPtr<libc::sigaction>; 2] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; OWN.len()];
+
+fn place(signal: libc::c_int) -> Option<&'static AtomicPtr<libc::sigaction>> {
+    let index = OWN.iter().position(|s| *s == signal)?;
+    Some(&PREVIOUS[index])
+}
+
+/// The action behind our handler for `signal`, or `None` where our handler does not stand there.
+pub fn previous(signal: libc::c_int) -> Option<libc::sigaction> {
+    let action = place(signal)?.load(Ordering::Acquire);
+    // SAFETY: null, or what `remember` leaked: it lives for ever and is never written again.
+    unsafe { action.as_ref() }.copied()
+}
+
+/// Makes `action` the one behind our handler and gives the one before, or `None` (and changes
+/// nothing) where our handler does not stand there.
+pub fn replace_previous(signal: libc::c_int, action: &libc::sigaction) -> Option<libc::sigaction> {
+    let before = previous(signal)?;
+    remember(signal, *action);
+    Some(before)
+}
+
+fn remember(signal: libc::c_int, action: libc::sigaction) {
+    if let Some(place) = place(signal) {
+        place.store(Box::leak(Box::new(action)), Ordering::Release);
+    }
+}
 
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let registered = access::register_hook(memory_hook);
         debug_assert!(registered, "no room for another hook");
-        for (signal, previous) in OWN.into_iter().zip(&PREVIOUS) {
+        for signal in OWN {
             let mut old = MaybeUninit::<libc::sigaction>::zeroed();
             // SAFETY: an all-zero sigaction is valid, and the handler has the signature that
             // SA_SIGINFO asks for.
             unsafe {
                 libc::sigaction(signal, ptr::null(), old.as_mut_ptr());
-                let _ = previous.set(old.assume_init());
+                // Before our handler can run and look for it.
+                remember(signal, old.assume_init());
                 let mut new = old.assume_init();
                 new.sa_sigaction = handle as *const () as usize;
                 new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
@@ -106,13 +137,9 @@ unsafe extern "C" fn handle(
     if diverted {
         return;
     }
-    let previous = OWN
-        .iter()
-        .position(|s| *s == signal)
-        .and_then(|i| PREVIOUS[i].get());
-    if let Some(previous) = previous {
+    if let Some(previous) = previous(signal) {
         // SAFETY: the arguments are those that we were called with.
-        unsafe { chain(previous, signal, info, context) };
+        unsafe { chain(&previous, signal, info, context) };
     }
 }
 

@@ -118,6 +118,9 @@ impl Vcpu {
         let view = self.context.mode.view();
         match self.view().resolve(gva, size, kind, view)? {
             Resolved::Addend(addend) => {
+                if !self.memory.late.is_empty() {
+                    self.kick.notice();
+                }
                 self.frame_mut().t1 = addend;
                 Ok(self.resume(access))
             }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use kvm_bindings::kvm_run;
 
 use crate::errno::Errno;
+use crate::fds::VCPU_NAME;
 
 /// Size of a page.
 const PAGE: usize = 4096;
@@ -58,7 +59,7 @@ impl RunPage {
     /// Zeroed pages, with a dirty ring of so many bytes, or none.
     pub fn new(ring_bytes: Option<u64>) -> Result<Self, Errno> {
         // SAFETY: a constant name; the result is checked.
-        let fd = unsafe { libc::memfd_create(c"kvm-vcpu".as_ptr(), libc::MFD_CLOEXEC) };
+        let fd = unsafe { libc::memfd_create(VCPU_NAME.as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
             return Err(Errno::last());
         }
@@ -151,6 +152,13 @@ impl RunPage {
     pub fn dirty_ring(&self) -> Option<(addr::Hva, u64)> {
         self.ring
             .map(|ring| (addr::Hva::new(ring.base.as_ptr() as u64), ring.len as u64))
+    }
+
+    /// Whether a byte of the file lies in the dirty ring.
+    pub fn is_in_dirty_ring(&self, offset: u64) -> bool {
+        let start = RING_OFFSET as u64;
+        self.ring
+            .is_some_and(|ring| (start..start + ring.len as u64).contains(&offset))
     }
 
     /// The ring page of coalesced accesses.

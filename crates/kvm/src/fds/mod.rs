@@ -8,12 +8,16 @@
 //! An object lives while one of its known descriptors is open: [`opened`] and [`closed`] are called
 //! by whoever sees the program's `dup` and `close`. A VM that the program closes lives on in its
 //! vCPUs; the vCPUs belong to the VM.
+//!
+//! In another process (after `execve`, or sent over a socket) the memfd's name says what it was:
+//! `/dev/kvm` serves there, too, and a VM answers `EIO`, as the kernel's do.
 #![expect(unsafe_code, reason = "file descriptors are the C library's")]
 
-use std::collections::HashMap;
+mod fork;
+mod registry;
+
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use crate::argument::Argument;
 use crate::errno::Errno;
@@ -21,6 +25,11 @@ use crate::system::System;
 use crate::table::{Answer, Handler, Level, find};
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
+
+pub use fork::follow_forks;
+pub(crate) use fork::generation;
+pub use registry::is_known;
+use registry::{Identity, read, write};
 
 /// What a descriptor stands for.
 #[derive(Clone)]
@@ -43,47 +52,6 @@ impl Object {
     }
 }
 
-/// Device and inode.
-type Identity = (u64, u64);
-
-struct Entry {
-    object: Object,
-    /// Descriptors of it that are known to be open.
-    open: usize,
-}
-
-#[derive(Default)]
-struct Registry {
-    descriptors: HashMap<RawFd, Identity>,
-    objects: HashMap<Identity, Entry>,
-}
-
-fn registry() -> &'static RwLock<Registry> {
-    static REGISTRY: OnceLock<RwLock<Registry>> = OnceLock::new();
-    REGISTRY.get_or_init(RwLock::default)
-}
-
-fn read() -> RwLockReadGuard<'static, Registry> {
-    registry().read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write() -> RwLockWriteGuard<'static, Registry> {
-    registry().write().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How many `fork`s lie between this process and the first.
-static GENERATION: AtomicU32 = AtomicU32::new(0);
-
-/// To be called in the child of a `fork`: as in the kernel, the VMs of the parent answer `EIO`.
-pub fn forked() {
-    GENERATION.fetch_add(1, Ordering::Relaxed);
-}
-
-/// The generation of what is made now.
-pub(crate) fn generation() -> u32 {
-    GENERATION.load(Ordering::Relaxed)
-}
-
 fn identity(fd: RawFd) -> Option<Identity> {
     let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fills in the structure, or fails.
@@ -95,6 +63,11 @@ fn identity(fd: RawFd) -> Option<Identity> {
     };
     Some((stat.st_dev, stat.st_ino))
 }
+
+/// The names of the memfds, as `/proc/PID/fd` shows them.
+const SYSTEM_NAME: &std::ffi::CStr = c"fourfold-kvm";
+const VM_NAME: &std::ffi::CStr = c"fourfold-kvm-vm";
+pub(crate) const VCPU_NAME: &std::ffi::CStr = c"fourfold-kvm-vcpu";
 
 fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
     // SAFETY: a constant name; the result is checked, and a new descriptor is nobody else's.
@@ -110,20 +83,19 @@ fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
 fn register(fd: OwnedFd, object: Object) -> Result<RawFd, Errno> {
     let identity = identity(fd.as_raw_fd()).ok_or(Errno::EBADF)?;
     let fd = fd.into_raw_fd();
-    let mut registry = write();
-    registry.objects.insert(identity, Entry { object, open: 1 });
-    registry.descriptors.insert(fd, identity);
+    let gone = write().insert(fd, identity, object);
+    drop(gone);
     Ok(fd)
 }
 
 /// A descriptor for `/dev/kvm`. The caller owns it, and closes it with [`close`].
 pub fn open_system(system: &Arc<System>) -> Result<RawFd, Errno> {
-    register(memfd(c"kvm")?, Object::System(Arc::clone(system)))
+    register(memfd(SYSTEM_NAME)?, Object::System(Arc::clone(system)))
 }
 
 /// A descriptor for a VM.
 pub fn open_vm(vm: &Arc<Vm>) -> Result<RawFd, Errno> {
-    register(memfd(c"kvm-vm")?, Object::Vm(Arc::clone(vm)))
+    register(memfd(VM_NAME)?, Object::Vm(Arc::clone(vm)))
 }
 
 /// A descriptor for a vCPU: its `kvm_run` pages.
@@ -134,14 +106,11 @@ pub fn open_vcpu(vcpu: &Arc<Vcpu>) -> Result<RawFd, Errno> {
 
 /// What `fd` stands for; `None` for a descriptor that is not ours.
 pub fn find_object(fd: RawFd) -> Option<Object> {
-    {
-        let registry = read();
-        if let Some(identity) = registry.descriptors.get(&fd) {
-            return registry.objects.get(identity).map(|e| e.object.clone());
-        }
-        if registry.objects.is_empty() {
-            return None;
-        }
+    if is_known(fd) {
+        return read().find(fd);
+    }
+    if read().is_empty() {
+        return None;
     }
     adopt(fd, identity(fd)?)
 }
@@ -149,49 +118,60 @@ pub fn find_object(fd: RawFd) -> Option<Object> {
 /// A descriptor that was made behind our back.
 fn adopt(fd: RawFd, identity: Identity) -> Option<Object> {
     let mut registry = write();
-    let entry = registry.objects.get_mut(&identity)?;
-    entry.open += 1;
-    let object = entry.object.clone();
-    registry.descriptors.insert(fd, identity);
+    let object = registry.object(identity)?;
+    let gone = registry.add(fd, identity);
+    drop(registry);
+    drop(gone);
     Some(object)
 }
 
-/// Whether `fd` is known to be one of ours; takes no lock but for reading.
-pub fn is_known(fd: RawFd) -> bool {
-    read().descriptors.contains_key(&fd)
+/// What an unknown descriptor was in the process that it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inherited {
+    /// `/dev/kvm`: [`adopt_system`] makes it work here.
+    System,
+    /// A VM or a vCPU of another process.
+    Foreign,
+}
+
+/// Looks at the name of the file behind `fd`.
+pub fn inherited(fd: RawFd) -> Option<Inherited> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    let name = link.to_str()?.strip_prefix("/memfd:")?;
+    let name = name.strip_suffix(" (deleted)").unwrap_or(name).as_bytes();
+    if name == SYSTEM_NAME.to_bytes() {
+        return Some(Inherited::System);
+    }
+    (name == VM_NAME.to_bytes() || name == VCPU_NAME.to_bytes()).then_some(Inherited::Foreign)
+}
+
+/// Makes an inherited descriptor of `/dev/kvm` one of this process.
+pub fn adopt_system(fd: RawFd, system: &Arc<System>) -> Result<(), Errno> {
+    let identity = identity(fd).ok_or(Errno::EBADF)?;
+    let gone = write().insert(fd, identity, Object::System(Arc::clone(system)));
+    drop(gone);
+    Ok(())
 }
 
 /// The descriptors that are known to be ours.
 pub fn known() -> Vec<RawFd> {
-    read().descriptors.keys().copied().collect()
+    read().descriptors()
 }
 
 /// The program has made `new` a copy of `old`, if that is one of ours.
 pub fn opened(old: RawFd, new: RawFd) {
     let mut registry = write();
-    let Some(identity) = registry.descriptors.get(&old).copied() else {
-        return;
+    let gone = match registry.identity(old) {
+        Some(identity) => registry.add(new, identity),
+        None => None,
     };
-    if registry.descriptors.insert(new, identity) == Some(identity) {
-        return;
-    }
-    if let Some(entry) = registry.objects.get_mut(&identity) {
-        entry.open += 1;
-    }
+    drop(registry);
+    drop(gone);
 }
 
 /// The program has closed `fd`, if that was one of ours (`dup2` closes its target).
 pub fn closed(fd: RawFd) {
-    let mut registry = write();
-    let Some(identity) = registry.descriptors.remove(&fd) else {
-        return;
-    };
-    let Some(entry) = registry.objects.get_mut(&identity) else {
-        return;
-    };
-    entry.open -= 1;
-    let gone = (entry.open == 0).then(|| registry.objects.remove(&identity));
-    drop(registry);
+    let gone = write().remove(fd);
     // Outside the lock: the end of a VM waits for its threads.
     drop(gone);
 }
@@ -201,6 +181,43 @@ pub fn close(fd: RawFd) {
     closed(fd);
     // SAFETY: the caller gives the descriptor up.
     unsafe { libc::close(fd) };
+}
+
+/// The part of a file that `mmap` is to map, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// First byte of the file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// `PROT_*`.
+    pub protection: i32,
+    /// `MAP_*`.
+    pub flags: i32,
+}
+
+impl Mapping {
+    fn is_shared(&self) -> bool {
+        // MAP_SHARED_VALIDATE contains MAP_SHARED's bit.
+        self.flags & libc::MAP_SHARED != 0
+    }
+
+    fn is_executable(&self) -> bool {
+        self.protection & libc::PROT_EXEC != 0
+    }
+}
+
+/// The errno by which the kernel refuses this `mmap` of an object, if it does: only vCPUs can be
+/// mapped, and a dirty ring only as shared data.
+pub fn refuses_mapping(object: &Object, mapping: &Mapping) -> Option<Errno> {
+    let Object::Vcpu(vcpu) = object else {
+        return Some(Errno::ENODEV);
+    };
+    let last = mapping.offset.saturating_add(mapping.len.saturating_sub(1));
+    let page = vcpu.run_page();
+    let touches_ring = page.is_in_dirty_ring(mapping.offset) || page.is_in_dirty_ring(last);
+    let plain = mapping.is_shared() && !mapping.is_executable();
+    (touches_ring && !plain).then_some(Errno::EINVAL)
 }
 
 /// `ioctl` on an object.
