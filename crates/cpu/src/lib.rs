@@ -19,6 +19,8 @@ pub use outcome::{
     DebugExit, Exception, Exit, HostFault, HypercallExit, InternalError, IoDirection, IoExit,
     MmioExit, MsrExit,
 };
-pub use platform::{CpuidResult, Handled, Platform, Refusal};
+pub use platform::{
+    CpuidResult, DeviceInstructions, Handled, HypercallInstruction, Platform, Refusal,
+};
 pub use state::{CpuMsrs, CpuState, Events, InjectedInterrupt, Segment, Segments, TableRegister};
 pub use translate::FlagsAtFaults;

@@ -32,6 +32,26 @@ pub enum Refusal {
     Exit(Exit),
 }
 
+/// What the other vendor's hypercall instruction does (KVM hides which CPU it runs on).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HypercallInstruction {
+    /// It is a hypercall.
+    Works,
+    /// It is a hypercall, and these bytes take its place in the guest's memory.
+    Rewritten([u8; 3]),
+    /// `#UD`.
+    Undefined,
+}
+
+/// Which instructions reach device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceInstructions {
+    /// All.
+    All,
+    /// Not those of the x87 and of AVX, which KVM's own emulator does not know.
+    Emulated,
+}
+
 /// The machine around one CPU: interrupt controller, MSRs, CPUID, devices "in the kernel".
 ///
 /// All methods are called in the vCPU's own thread. None may call back into the vCPU.
@@ -71,4 +91,12 @@ pub trait Platform {
     fn port_write(&mut self, port: u16, data: &[u8]) -> Handled;
     /// `VMCALL`/`VMMCALL`: the value for RAX, or a refusal.
     fn hypercall(&mut self, state: &mut CpuState) -> Result<u64, Refusal>;
+    /// What an instruction of these bytes, `VMCALL`'s or `VMMCALL`'s, does.
+    fn hypercall_instruction(&self, _bytes: [u8; 3]) -> HypercallInstruction {
+        HypercallInstruction::Works
+    }
+    /// Which instructions reach device memory; others leave as ones that can't be run.
+    fn device_instructions(&self) -> DeviceInstructions {
+        DeviceInstructions::All
+    }
 }

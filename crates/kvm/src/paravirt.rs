@@ -3,6 +3,8 @@
 //! The number is in RAX, the arguments in RBX, RCX, RDX and RSI; the answer goes to RAX, negative
 //! where it is one of KVM's own errnos.
 
+use std::sync::OnceLock;
+
 use addr::Gpa;
 
 use crate::clock::kvmclock::KvmClock;
@@ -17,6 +19,9 @@ const CLOCK_PAIRING: u64 = 9;
 const SEND_IPI: u64 = 10;
 const SCHED_YIELD: u64 = 11;
 const MAP_GPA_RANGE: u64 = 12;
+
+const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
+const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
 
 const EPERM: i64 = -1;
 const EFAULT: i64 = -14;
@@ -78,6 +83,19 @@ pub enum Outcome {
     Answer(u64),
     /// The monitor answers (`KVM_EXIT_HYPERCALL`).
     Exit,
+}
+
+/// The hypercall instruction of this host's vendor: what KVM lets its guests end up with.
+pub fn native_instruction() -> [u8; 3] {
+    static NATIVE: OnceLock<[u8; 3]> = OnceLock::new();
+    *NATIVE.get_or_init(|| {
+        let leaf = core::arch::x86_64::__cpuid(0);
+        let intel = [leaf.ebx, leaf.edx, leaf.ecx]
+            .map(u32::to_le_bytes)
+            .concat()
+            == b"GenuineIntel";
+        if intel { VMCALL } else { VMMCALL }
+    })
 }
 
 /// Makes the call.

@@ -17,7 +17,11 @@ use crate::{fail, stats, trace};
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+pub(crate) unsafe extern "C-unwind" fn ioctl(
+    fd: c_int,
+    request: c_ulong,
+    argument: *mut c_void,
+) -> c_int {
     // The C library's ioctl takes an unsigned long, the kernel the low 32 bits of it.
     let number = request as u32;
     if number >> 8 & 0xff != KVMIO || Call::is_running() {

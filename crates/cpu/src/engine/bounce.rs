@@ -8,13 +8,14 @@
 //! the operand meanwhile.
 
 use addr::Gva;
+use iced_x86::{CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic};
 
 use super::frame::{BOUNCE_SIZE, BOUNCE_SLOTS};
 use super::memory::{Place, read_ram};
 use super::vcpu::Vcpu;
 use crate::system::Abort;
 use crate::translate::{Access, Mode, Use};
-use crate::{Exit, Handled, Platform};
+use crate::{DeviceInstructions, Exit, Handled, InternalError, Platform};
 
 type Places = [Option<(Place, usize)>; 2];
 
@@ -66,12 +67,19 @@ impl Vcpu {
         } else {
             [None; 2]
         };
+        if places.iter().flatten().any(|(place, _)| place.is_device()) {
+            self.check_device_instruction(platform)?;
+        }
         let mut data = [0; BOUNCE_SIZE];
         let operand = &mut data[..size];
         if access.usage != Use::WriteOnly {
             let taken = self.memory.mmio.taken();
             loop {
-                match self.read_operand(gva, operand, &places, privilege) {
+                let read = self.read_operand(gva, operand, &places, privilege);
+                if let Err(Abort::Exit(Exit::Mmio(_))) = read {
+                    self.check_device_instruction(platform)?;
+                }
+                match read {
                     Err(Abort::Exit(Exit::Mmio(_)))
                         if self.memory.mmio.ask(platform) == Handled::Yes =>
                     {
@@ -98,6 +106,46 @@ impl Vcpu {
             old,
         });
         Ok(())
+    }
+
+    /// Whether the instruction at RIP may touch a device at all.
+    fn check_device_instruction(&mut self, platform: &dyn Platform) -> Result<(), Abort> {
+        if platform.device_instructions() == DeviceInstructions::All {
+            return Ok(());
+        }
+        let (bytes, len) = self.instruction_bytes();
+        let bits = self.context.mode.code_size().bits();
+        let options = DecoderOptions::NONE;
+        let instruction = Decoder::new(bits, &bytes[..usize::from(len)], options).decode();
+        if is_emulated(&instruction) {
+            return Ok(());
+        }
+        self.memory.mmio.end();
+        let error = InternalError { bytes, len };
+        Err(Abort::Exit(Exit::InternalError(error)))
+    }
+
+    /// The bytes at RIP, as far as they can be read.
+    fn instruction_bytes(&mut self) -> ([u8; 15], u8) {
+        let (rip, base) = (self.bounce.rip, self.frame().state.segments.cs.base);
+        let long = self.context.mode.code_size().bits() == 64;
+        let at = if long {
+            rip
+        } else {
+            base.wrapping_add(rip) & 0xffff_ffff
+        };
+        let privilege = super::memory::privilege_of(self.context.mode.view());
+        let mut bytes = [0; 15];
+        for (len, byte) in bytes.iter_mut().enumerate() {
+            let gva = Gva::new(at.wrapping_add(len as u64));
+            let read = self
+                .memory
+                .read_as(gva, std::slice::from_mut(byte), privilege);
+            if read.is_err() {
+                return (bytes, len as u8);
+            }
+        }
+        (bytes, 15)
     }
 
     fn read_operand(
@@ -152,6 +200,19 @@ impl Vcpu {
         frame.state.rip = rip;
         Committed::Again
     }
+}
+
+/// Whether KVM's emulator of Linux 6.12 knows this instruction, as far as memory goes.
+fn is_emulated(instruction: &Instruction) -> bool {
+    let vex = instruction.code().op_code().encoding() != EncodingKind::Legacy;
+    let x87 = instruction.cpuid_features().iter().any(|feature| {
+        matches!(
+            feature,
+            CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387
+        )
+    });
+    let control = matches!(instruction.mnemonic(), Mnemonic::Fnstcw | Mnemonic::Fnstsw);
+    !vex && (!x87 || control)
 }
 
 /// Whether the operand in RAM still holds what was read.

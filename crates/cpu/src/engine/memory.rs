@@ -47,6 +47,12 @@ pub(crate) enum Place {
     Device(Gpa),
 }
 
+impl Place {
+    pub(crate) fn is_device(self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+}
+
 /// Which host page a page of code lies in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CodePlace {

@@ -13,7 +13,7 @@ use super::fault::{general, undefined};
 use super::offer::Instructions;
 use super::operand::{Want, address_mask, effective_address, linear};
 use super::{Abort, Context, Effects, Flush, Next, PendingExit};
-use crate::platform::{Handled, Refusal};
+use crate::platform::{Handled, HypercallInstruction, Refusal};
 use crate::state::gpr;
 use crate::{Exception, Exit};
 
@@ -150,8 +150,23 @@ impl Context<'_> {
 
     /// `VMCALL`, `VMMCALL`.
     pub(super) fn hypercall(&mut self, instruction: &Instruction) -> Result<Next, Abort> {
+        const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
+        const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
         let next = self.next_rip(instruction);
         let rip = self.state.rip;
+        let bytes = if instruction.mnemonic() == Mnemonic::Vmcall {
+            VMCALL
+        } else {
+            VMMCALL
+        };
+        match self.platform.hypercall_instruction(bytes) {
+            HypercallInstruction::Works => {}
+            HypercallInstruction::Rewritten(bytes) => {
+                let privilege = self.state.explicit_privilege();
+                self.memory.write(self.linear_rip(), &bytes, privilege)?;
+            }
+            HypercallInstruction::Undefined => return Err(undefined()),
+        }
         match self.platform.hypercall(self.state) {
             Ok(result) => {
                 self.state.gpr[gpr::RAX] = result;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use kvm_bindings::{
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    KVM_X86_QUIRK_LAPIC_MMIO_HOLE, KVM_X86_QUIRK_LINT0_REENABLED,
+    KVM_X86_QUIRK_FIX_HYPERCALL_INSN, KVM_X86_QUIRK_LAPIC_MMIO_HOLE, KVM_X86_QUIRK_LINT0_REENABLED,
 };
 
 use crate::errno::Errno;
@@ -106,6 +106,11 @@ impl Policy {
 
     fn has_quirk(&self, quirk: u32) -> bool {
         self.disabled_quirks.load(Ordering::Acquire) & u64::from(quirk) == 0
+    }
+
+    /// Whether the other vendor's hypercall instruction is exchanged for this host's.
+    pub fn fixes_hypercalls(&self) -> bool {
+        self.has_quirk(KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
     }
 
     /// Whether the bootstrap processor's LINT0 is open after reset.

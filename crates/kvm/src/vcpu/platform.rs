@@ -2,7 +2,8 @@
 
 use addr::Gpa;
 use cpu::{
-    CpuState, CpuidResult, Exception, Exit, Handled, HypercallExit, MsrExit, Platform, Refusal,
+    CpuState, CpuidResult, DeviceInstructions, Exception, Exit, Handled, HypercallExit,
+    HypercallInstruction, MsrExit, Platform, Refusal,
 };
 use x86::control::{Cr4, Efer};
 use x86::vector;
@@ -158,6 +159,25 @@ impl Platform for VcpuPlatform<'_> {
 
     fn port_write(&mut self, port: u16, data: &[u8]) -> Handled {
         self.vcpu.vm().irqchip().write_port(port, data)
+    }
+
+    fn hypercall_instruction(&self, bytes: [u8; 3]) -> HypercallInstruction {
+        let native = paravirt::native_instruction();
+        if bytes == native {
+            HypercallInstruction::Works
+        } else if self.vcpu.vm().irqchip().policy().fixes_hypercalls() {
+            HypercallInstruction::Rewritten(native)
+        } else {
+            HypercallInstruction::Undefined
+        }
+    }
+
+    fn device_instructions(&self) -> DeviceInstructions {
+        if self.vcpu.vm().exits_on_emulation_failure() {
+            DeviceInstructions::Emulated
+        } else {
+            DeviceInstructions::All
+        }
     }
 
     fn hypercall(&mut self, state: &mut CpuState) -> Result<u64, Refusal> {
