@@ -24,7 +24,7 @@
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
-use super::frame::{BIAS, Frame};
+use super::frame::{BIAS, Frame, X87};
 use crate::CpuState;
 
 const GPR: usize = offset_of!(Frame, state) + offset_of!(CpuState, gpr);
@@ -151,7 +151,7 @@ pub(crate) unsafe extern "sysv64" fn leave() {
 /// the frame from where [`enter`] loads them.
 pub(crate) fn load_fpu(frame: &mut Frame) {
     let bv = frame.fpu.xstate_bv();
-    frame.guest_mxcsr = frame.fpu.mxcsr() & 0xffff;
+    frame.guest_mxcsr = frame.fpu.mxcsr() & host_mxcsr_mask();
     let image = *frame.fpu.image();
     for (index, vector) in frame.vectors.iter_mut().enumerate() {
         vector.fill(0);
@@ -162,11 +162,15 @@ pub(crate) fn load_fpu(frame: &mut Frame) {
             vector[16..].copy_from_slice(&image[576 + 16 * index..][..16]);
         }
     }
-    let mut header = [0; 64];
-    header[0] = (bv & 1) as u8;
-    let mut saved = [0; 64];
-    saved.copy_from_slice(&image[512..576]);
-    frame.fpu.image_mut()[512..576].copy_from_slice(&header);
+    frame.x87 = X87::default();
+    if bv & 1 != 0 {
+        frame.x87.pointers = frame.fpu.pointers();
+    }
+    let host_image = frame.fpu.bytes_mut();
+    host_image[512..576].fill(0);
+    host_image[512] = (bv & 1) as u8;
+    // The host's pointers mean nothing: they would be those of translated code.
+    host_image[6..24].fill(0);
     // SAFETY: the image is 64-byte aligned and its header valid for the standard format; x87 state
     // is the caller's to lose between two function calls (the ABI has it empty), and its control
     // word was kept by `save_host_fpu`.
@@ -178,7 +182,7 @@ pub(crate) fn load_fpu(frame: &mut Frame) {
             options(nostack)
         );
     }
-    frame.fpu.image_mut()[512..576].copy_from_slice(&saved);
+    frame.fpu.bytes_mut()[..576].copy_from_slice(&image[..576]);
 }
 
 /// Brings the guest's vector and x87 registers into the image, and leaves x87 as they are.
@@ -187,20 +191,29 @@ pub(crate) fn store_fpu(frame: &mut Frame) {
     unsafe {
         asm!(
             "xsave [{image}]",
-            image = in(reg) frame.fpu.image_mut().as_mut_ptr(),
+            image = in(reg) frame.fpu.bytes_mut().as_mut_ptr(),
             in("eax") 1, in("edx") 0,
             options(nostack)
         );
     }
     frame.fpu.set_mxcsr(frame.guest_mxcsr);
     let vectors = frame.vectors;
-    let image = frame.fpu.image_mut();
+    let image = frame.fpu.bytes_mut();
     for (index, vector) in vectors.iter().enumerate() {
         image[160 + 16 * index..][..16].copy_from_slice(&vector[..16]);
         image[576 + 16 * index..][..16].copy_from_slice(&vector[16..]);
     }
-    image[28..32].copy_from_slice(&0xffffu32.to_le_bytes());
+    image[28..32].copy_from_slice(&host_mxcsr_mask().to_le_bytes());
     frame.fpu.set_xstate_bv(7);
+    frame.fpu.set_pointers(frame.x87.pointers);
+}
+
+/// Whether an unmasked x87 exception of the guest waits.
+pub(crate) fn has_pending_x87() -> bool {
+    let status: u16;
+    // SAFETY: reads the status word, and never waits.
+    unsafe { asm!("fnstsw ax", out("ax") status, options(nomem, nostack)) };
+    status & 0x80 != 0
 }
 
 /// Keeps the host's control words.
@@ -228,4 +241,20 @@ pub(crate) fn restore_host_fpu(frame: &Frame) {
             options(nostack)
         );
     }
+}
+
+/// The bits of MXCSR that the host has (SDM 1, 11.6.6).
+pub(crate) fn host_mxcsr_mask() -> u32 {
+    #[repr(align(16))]
+    struct Area([u8; 512]);
+    static MASK: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *MASK.get_or_init(|| {
+        let mut area = Area([0; 512]);
+        // SAFETY: writes 512 aligned bytes.
+        unsafe { asm!("fxsave64 [{}]", in(reg) area.0.as_mut_ptr(), options(nostack)) };
+        match u32::from_le_bytes([area.0[28], area.0[29], area.0[30], area.0[31]]) {
+            0 => 0xffbf,
+            mask => mask,
+        }
+    })
 }

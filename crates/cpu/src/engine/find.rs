@@ -45,10 +45,12 @@ impl Vcpu {
 
     /// Empties the cache.
     pub(super) fn forget_translations(&mut self) {
+        self.settle_x87();
         self.generation += 1;
         self.cache.truncate(self.stubs_end);
         self.blocks.clear();
         self.tables.marks.clear();
+        self.tables.x87.clear();
         self.tables.instructions.clear();
         self.tables.sites.clear();
         for reason in [Reason::Indirect, Reason::HostFault] {

@@ -26,7 +26,7 @@ use std::io;
 use std::ptr::NonNull;
 
 use crate::CpuState;
-use crate::fpu::FpuState;
+use crate::fpu::{FpuState, Pointers};
 
 /// How far `rsp` points into the frame.
 pub(crate) const BIAS: usize = 76;
@@ -85,6 +85,34 @@ pub(crate) struct HostTrap {
     pub(crate) address: u64,
 }
 
+/// Of which instruction the x87 pointers tell.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct X87 {
+    /// One more than the index of a [`crate::translate::X87Mark`], whose address and opcode are not in
+    /// `pointers` yet; 0 if they are.
+    pub(crate) mark: u32,
+    /// The segment of the data pointer, by its number in the encoding, where `pointers` hasn't its
+    /// selector yet; else [`X87::SEGMENT_KNOWN`].
+    pub(crate) segment: u8,
+    /// The data pointer is always current.
+    pub(crate) pointers: Pointers,
+}
+
+impl X87 {
+    pub(crate) const SEGMENT_KNOWN: u8 = 0xff;
+}
+
+impl Default for X87 {
+    fn default() -> Self {
+        Self {
+            mark: 0,
+            segment: Self::SEGMENT_KNOWN,
+            pointers: Pointers::default(),
+        }
+    }
+}
+
 /// See the module.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -110,6 +138,7 @@ pub(crate) struct Frame {
     pub(crate) guest_mxcsr: u32,
     pub(crate) host_mxcsr: u32,
     pub(crate) host_fcw: u16,
+    pub(crate) x87: X87,
     /// What a signal handler saw; see `engine::signals`.
     pub(crate) fault: HostTrap,
     pub(crate) jump_mask: u64,

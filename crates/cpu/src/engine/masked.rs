@@ -171,9 +171,9 @@ impl Vcpu {
             let mask = self.vector(instruction.op2_register());
             return self.masked_store(instruction, &source[..16], &mask[..16], 1);
         }
-        super::enter::store_fpu(self.frame_mut());
+        self.fpu_out();
         // The error summary of the status word: an exception waits for the next instruction.
-        if self.frame().fpu.image()[2] & 0x80 != 0 {
+        if self.frame().fpu.is_exception_pending() {
             return Err(Abort::Exception(crate::Exception {
                 vector: x86::vector::MF,
                 error_code: None,

@@ -23,8 +23,10 @@ mod sites;
 mod strings;
 mod tlb;
 mod vcpu;
+mod x87;
 
 pub use code_map::CodeMap;
+pub(crate) use enter::host_mxcsr_mask;
 pub use inspect::Translation;
 pub use kick::VcpuKick;
 pub use signals::{previous, replace_previous};

@@ -58,8 +58,8 @@ impl Vcpu {
     }
 
     fn end_run(&mut self) {
+        self.fpu_out();
         let frame = self.frame_mut();
-        enter::store_fpu(frame);
         enter::restore_host_fpu(frame);
         self.flags_out();
         let mut pending = std::mem::take(&mut self.pending);

@@ -5,12 +5,16 @@ use iced_x86::Instruction;
 use mmu::AccessKind;
 
 use super::bounce::Committed;
+use super::enter;
 use super::memory::Resolved;
-use super::segments::{bad_address, checked, is_canonical};
+use super::segments::{bad_address, checked, is_canonical, segment};
 use super::vcpu::Vcpu;
 use crate::system::{self, Abort, Next};
 use crate::translate::{Access, Mode, Reason, Site, Span, Use};
 use crate::{Exception, HostFault, Platform};
+
+/// MXCSR.MM of AMD's CPUs: misaligned operands are allowed (APM 1, 4.5.3).
+const MXCSR_MM: u32 = 1 << 17;
 
 /// How the loop goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +25,22 @@ pub(super) enum Then {
     Done,
     /// Nothing was done; look around, then at RIP.
     Retry,
+}
+
+fn kind_of(usage: Use) -> AccessKind {
+    if usage.writes() {
+        AccessKind::Write
+    } else {
+        AccessKind::Read
+    }
+}
+
+/// A waiting x87 exception comes before a fault of the instruction that looks for it.
+fn before_fault(waits: bool, then: Result<Then, Abort>) -> Result<Then, Abort> {
+    if waits && matches!(then, Err(Abort::Exception(_))) && enter::has_pending_x87() {
+        return Err(Abort::Exception(Exception::plain(x86::vector::MF)));
+    }
+    then
 }
 
 impl Vcpu {
@@ -59,11 +79,11 @@ impl Vcpu {
                 self.set_rip(target);
                 self.on_commit()
             }
-            Reason::Limit { segment } => {
+            Reason::Limit { segment, waits } => {
                 self.set_rip(rip);
-                Err(bad_address(segment))
+                before_fault(waits, Err(bad_address(segment)))
             }
-            Reason::Segment(access) => self.on_segment(rip, &access),
+            Reason::Segment(access) => before_fault(access.waits, self.on_segment(rip, &access)),
             Reason::HostFault => self.on_trap(),
         }
     }
@@ -83,6 +103,14 @@ impl Vcpu {
         Then::Enter(self.cache.base() + u64::from(access.resume))
     }
 
+    /// AMD's CPUs look at the offset, too, before they add a base to it.
+    pub(super) fn is_offset_beyond(&self, gva: Gva, number: u8) -> bool {
+        let state = self.state();
+        self.offer.vendor == system::Vendor::Amd
+            && matches!(number, 4 | 5)
+            && !is_canonical(gva.raw().wrapping_sub(segment(state, number).base), state)
+    }
+
     fn on_access(
         &mut self,
         rip: u64,
@@ -90,15 +118,24 @@ impl Vcpu {
         platform: &mut dyn Platform,
     ) -> Result<Then, Abort> {
         self.set_rip(rip);
+        before_fault(access.waits, self.access(access, platform))
+    }
+
+    fn access(&mut self, access: &Access, platform: &mut dyn Platform) -> Result<Then, Abort> {
         let gva = Gva::new(self.frame().t0);
         let size = usize::from(access.size);
-        if gva.raw() & u64::from(access.align - 1) != 0 {
+        let misaligned = gva.raw() & u64::from(access.align - 1) != 0;
+        if misaligned && self.frame().guest_mxcsr & MXCSR_MM == 0 {
             return Err(bad_address(0));
         }
+        self.first_part(gva, access)?;
         if self.context.mode.is_64() {
             let last = gva.raw().wrapping_add(size as u64 - 1);
             let state = self.state();
-            if !is_canonical(gva.raw(), state) || !is_canonical(last, state) {
+            if !is_canonical(gva.raw(), state)
+                || !is_canonical(last, state)
+                || self.is_offset_beyond(gva, access.segment)
+            {
                 return Err(bad_address(if access.segment == 2 { 2 } else { 0 }));
             }
         }
@@ -110,11 +147,7 @@ impl Vcpu {
             self.bounce_access(access, platform)?;
             return Ok(self.resume(access));
         }
-        let kind = if access.usage.writes() {
-            AccessKind::Write
-        } else {
-            AccessKind::Read
-        };
+        let kind = kind_of(access.usage);
         let view = self.context.mode.view();
         match self.view().resolve(gva, size, kind, view)? {
             Resolved::Addend(addend) => {
@@ -126,6 +159,28 @@ impl Vcpu {
             }
             Resolved::Bounce => self.begin_bounce().map(Then::Enter),
         }
+    }
+
+    /// An operand of 80 bits is read and written in two parts. Where all of it crosses the end of what
+    /// can be addressed, the first may have a page fault.
+    fn first_part(&mut self, gva: Gva, access: &Access) -> Result<(), Abort> {
+        const FIRST: u64 = 8;
+        let reachable = |last: u64| {
+            if self.context.mode.is_64() {
+                is_canonical(last, self.state())
+            } else {
+                u32::try_from(last).is_ok()
+            }
+        };
+        let last = gva.raw().wrapping_add(FIRST - 1);
+        if access.size != 10 || !reachable(gva.raw()) || !reachable(last) || reachable(last + 2) {
+            return Ok(());
+        }
+        let view = self.context.mode.view();
+        let kind = kind_of(access.usage);
+        self.view()
+            .resolve(gva, FIRST as usize, kind, view)
+            .map(|_| ())
     }
 
     /// A span that isn't in the TLB: the first access alone, then once more the span.
@@ -200,7 +255,7 @@ impl Vcpu {
     ) -> Result<Then, Abort> {
         let fpu = system::uses_fpu(instruction);
         if fpu {
-            super::enter::store_fpu(self.frame_mut());
+            self.fpu_out();
         }
         self.memory.mmio.begin();
         if self.may_chain() {
@@ -208,7 +263,7 @@ impl Vcpu {
         }
         let next = self.with_context(platform, |ctx| system::execute(ctx, instruction));
         if fpu {
-            super::enter::load_fpu(self.frame_mut());
+            self.fpu_in();
         }
         let next = next?;
         self.memory.mmio.end();
@@ -228,6 +283,9 @@ impl Vcpu {
             self.set_rip(rip);
         }
         let vector = trap.vector as u8;
+        if vector == x86::vector::MF {
+            self.find_deferred_x87(trap.pc);
+        }
         Err(match vector {
             x86::vector::DE | x86::vector::UD | x86::vector::MF | x86::vector::XM => {
                 Abort::Exception(Exception {
@@ -246,6 +304,15 @@ impl Vcpu {
                 hva: addr::Hva::new(trap.address),
             }),
         })
+    }
+
+    fn find_deferred_x87(&mut self, pc: u64) {
+        let Some(offset) = self.cache.offset_of(pc) else {
+            return;
+        };
+        if let Some(start) = self.blocks.block_at(offset).map(|block| block.plain) {
+            self.note_deferred_x87(start, offset);
+        }
     }
 
     /// RIP of the guest instruction whose translation holds this address.

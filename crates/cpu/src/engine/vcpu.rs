@@ -170,6 +170,7 @@ impl Vcpu {
         run: impl FnOnce(&mut system::Context<'_>) -> T,
     ) -> T {
         self.flags_out();
+        self.settle_x87();
         // SAFETY: as for `frame_mut`.
         let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
         let mut view = MemoryView {

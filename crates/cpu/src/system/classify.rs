@@ -16,8 +16,9 @@ pub fn is_system(instruction: &Instruction) -> bool {
 /// Whether [`super::Context::fpu`] must be up to date before, and taken over after, this instruction.
 pub fn uses_fpu(instruction: &Instruction) -> bool {
     use Mnemonic::{
-        Xrstor, Xrstor64, Xrstors, Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt,
-        Xsaveopt64, Xsaves, Xsaves64,
+        Fldenv, Fnsave, Fnstenv, Frstor, Fxrstor, Fxrstor64, Fxsave, Fxsave64, Xrstor, Xrstor64,
+        Xrstors, Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt, Xsaveopt64, Xsaves,
+        Xsaves64,
     };
     matches!(
         instruction.mnemonic(),
@@ -33,6 +34,14 @@ pub fn uses_fpu(instruction: &Instruction) -> bool {
             | Xrstor64
             | Xrstors
             | Xrstors64
+            | Fnstenv
+            | Fnsave
+            | Fldenv
+            | Frstor
+            | Fxsave
+            | Fxsave64
+            | Fxrstor
+            | Fxrstor64
     )
 }
 
@@ -56,19 +65,20 @@ fn is_far(instruction: &Instruction) -> bool {
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn is_system_mnemonic(mnemonic: Mnemonic) -> bool {
     use Mnemonic::{
-        Arpl, Bound, Clac, Clgi, Cli, Clts, Clui, Cpuid, Encls, Enclu, Enclv, Getsec, Hlt, Hreset,
-        In, Insb, Insd, Insw, Int, Int1, Int3, Into, Invd, Invept, Invlpg, Invlpga, Invlpgb,
-        Invpcid, Invvpid, Iret, Iretd, Iretq, Lar, Lds, Les, Lfs, Lgdt, Lgs, Lidt, Lldt, Lmsw,
-        Loadiwkey, Lsl, Lss, Ltr, Monitor, Monitorx, Mwait, Mwaitx, Out, Outsb, Outsd, Outsw,
-        Pconfig, Popf, Popfd, Popfq, Psmash, Pushf, Pushfd, Pushfq, Pvalidate, Rdfsbase, Rdgsbase,
-        Rdmsr, Rdmsrlist, Rdpid, Rdpkru, Rdpmc, Rdpru, Rdtsc, Rdtscp, Retf, Rmpadjust, Rmpupdate,
-        Rsm, Senduipi, Sgdt, Sidt, Skinit, Sldt, Smsw, Stac, Stgi, Sti, Str, Stui, Swapgs, Syscall,
-        Sysenter, Sysexit, Sysexitq, Sysret, Sysretq, Testui, Tlbsync, Tpause, Ud0, Ud1, Ud2,
-        Uiret, Umonitor, Umwait, Verr, Verw, Vmcall, Vmclear, Vmfunc, Vmlaunch, Vmload, Vmmcall,
-        Vmptrld, Vmptrst, Vmread, Vmresume, Vmrun, Vmsave, Vmwrite, Vmxoff, Vmxon, Wbinvd,
-        Wbnoinvd, Wrfsbase, Wrgsbase, Wrmsr, Wrmsrlist, Wrmsrns, Wrpkru, Xgetbv, Xrstor, Xrstor64,
-        Xrstors, Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt, Xsaveopt64, Xsaves,
-        Xsaves64, Xsetbv,
+        Arpl, Bound, Clac, Clgi, Cli, Clts, Clui, Cpuid, Encls, Enclu, Enclv, Fldenv, Fnsave,
+        Fnstenv, Frstor, Fxrstor, Fxrstor64, Fxsave, Fxsave64, Getsec, Hlt, Hreset, In, Insb, Insd,
+        Insw, Int, Int1, Int3, Into, Invd, Invept, Invlpg, Invlpga, Invlpgb, Invpcid, Invvpid,
+        Iret, Iretd, Iretq, Lar, Lds, Les, Lfs, Lgdt, Lgs, Lidt, Lldt, Lmsw, Loadiwkey, Lsl, Lss,
+        Ltr, Monitor, Monitorx, Mwait, Mwaitx, Out, Outsb, Outsd, Outsw, Pconfig, Popf, Popfd,
+        Popfq, Psmash, Pushf, Pushfd, Pushfq, Pvalidate, Rdfsbase, Rdgsbase, Rdmsr, Rdmsrlist,
+        Rdpid, Rdpkru, Rdpmc, Rdpru, Rdtsc, Rdtscp, Retf, Rmpadjust, Rmpupdate, Rsm, Senduipi,
+        Sgdt, Sidt, Skinit, Sldt, Smsw, Stac, Stgi, Sti, Str, Stui, Swapgs, Syscall, Sysenter,
+        Sysexit, Sysexitq, Sysret, Sysretq, Testui, Tlbsync, Tpause, Ud0, Ud1, Ud2, Uiret,
+        Umonitor, Umwait, Verr, Verw, Vmcall, Vmclear, Vmfunc, Vmlaunch, Vmload, Vmmcall, Vmptrld,
+        Vmptrst, Vmread, Vmresume, Vmrun, Vmsave, Vmwrite, Vmxoff, Vmxon, Wbinvd, Wbnoinvd,
+        Wrfsbase, Wrgsbase, Wrmsr, Wrmsrlist, Wrmsrns, Wrpkru, Xgetbv, Xrstor, Xrstor64, Xrstors,
+        Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt, Xsaveopt64, Xsaves, Xsaves64,
+        Xsetbv,
     };
     matches!(
         mnemonic,
@@ -82,6 +92,14 @@ fn is_system_mnemonic(mnemonic: Mnemonic) -> bool {
             | Encls
             | Enclu
             | Enclv
+            | Fldenv
+            | Fnsave
+            | Fnstenv
+            | Frstor
+            | Fxrstor
+            | Fxrstor64
+            | Fxsave
+            | Fxsave64
             | Getsec
             | Hlt
             | Hreset

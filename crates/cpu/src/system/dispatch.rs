@@ -62,12 +62,13 @@ fn execute_rare(
     mnemonic: Mnemonic,
 ) -> Result<Next, Abort> {
     use Mnemonic::{
-        Arpl, Bound, Clts, Cpuid, Hlt, In, Insb, Insd, Insw, Invd, Invpcid, Lar, Lds, Les, Lfs,
-        Lgdt, Lgs, Lidt, Lldt, Lmsw, Lsl, Lss, Ltr, Monitor, Mwait, Out, Outsb, Outsd, Outsw,
-        Rdfsbase, Rdgsbase, Rdpid, Rdpkru, Rdpmc, Rdtsc, Rdtscp, Sgdt, Sidt, Sldt, Smsw, Str, Verr,
-        Verw, Vmcall, Vmmcall, Wbinvd, Wbnoinvd, Wrfsbase, Wrgsbase, Wrpkru, Xgetbv, Xrstor,
-        Xrstor64, Xrstors, Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt, Xsaveopt64,
-        Xsaves, Xsaves64, Xsetbv,
+        Arpl, Bound, Clts, Cpuid, Fldenv, Fnsave, Fnstenv, Frstor, Fxrstor, Fxrstor64, Fxsave,
+        Fxsave64, Hlt, In, Insb, Insd, Insw, Invd, Invpcid, Lar, Lds, Les, Lfs, Lgdt, Lgs, Lidt,
+        Lldt, Lmsw, Lsl, Lss, Ltr, Monitor, Mwait, Out, Outsb, Outsd, Outsw, Rdfsbase, Rdgsbase,
+        Rdpid, Rdpkru, Rdpmc, Rdtsc, Rdtscp, Sgdt, Sidt, Sldt, Smsw, Str, Verr, Verw, Vmcall,
+        Vmmcall, Wbinvd, Wbnoinvd, Wrfsbase, Wrgsbase, Wrpkru, Xgetbv, Xrstor, Xrstor64, Xrstors,
+        Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt, Xsaveopt64, Xsaves, Xsaves64,
+        Xsetbv,
     };
     match mnemonic {
         In => ctx.port_in(instruction),
@@ -103,6 +104,9 @@ fn execute_rare(
         Rdpkru | Wrpkru => ctx.pkru(instruction),
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xsaves | Xsaves64 => {
             ctx.xsave(instruction)
+        }
+        Fnstenv | Fnsave | Fldenv | Frstor | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 => {
+            ctx.x87_state(instruction)
         }
         Xrstor | Xrstor64 | Xrstors | Xrstors64 => ctx.xrstor(instruction),
         _ => Err(undefined()),

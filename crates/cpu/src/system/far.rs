@@ -6,6 +6,7 @@ use x86::vector;
 
 use super::fault::{general, general_at, naming, undefined};
 use super::gate::put_outer_stack;
+use super::offer::Vendor;
 use super::operand::width_of_stack;
 use super::registers::Width;
 use super::stack::Stack;
@@ -227,6 +228,9 @@ impl Context<'_> {
             0
         };
         let mut stack = Stack::current(self.state);
+        if self.offer.vendor == Vendor::Amd {
+            self.try_far_return(stack, release, width)?;
+        }
         let rip = stack.pop(self, width)?;
         let selector = Selector(stack.pop(self, width)? as u16);
         if self.state.has_real_segments() {
@@ -242,6 +246,24 @@ impl Context<'_> {
         }
         self.effects |= Effects::MODE | Effects::SEGMENTS | Effects::JUMP;
         Ok(Next::Jump)
+    }
+
+    /// The reads of AMD's CPUs, for the order of their faults: selectors come before pointers, and the
+    /// outer stack's come before any check of the code segment (APM 3, `RET` (far)).
+    fn try_far_return(
+        &mut self,
+        mut stack: Stack,
+        release: u64,
+        width: Width,
+    ) -> Result<(), Abort> {
+        let selector = Selector(stack.peek(self, 1, width)? as u16);
+        stack.peek(self, 0, width)?;
+        if !self.state.has_real_segments() && selector.rpl() != self.state.cpl() {
+            stack.drop_bytes(2 * width.bytes() + release);
+            stack.peek(self, 1, width)?;
+            stack.peek(self, 0, width)?;
+        }
+        Ok(())
     }
 
     fn return_protected(

@@ -63,6 +63,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod watch;
+mod x87;
 mod xsave;
 
 pub use classify::{is_system, uses_fpu};
@@ -72,7 +73,7 @@ pub use dispatch::execute;
 pub use events::{Boundary, boundary};
 pub use memory::{Flush, LinearMemory, Privilege};
 pub use modes::Mode;
-pub use offer::{Instructions, Offer};
+pub use offer::{Instructions, Offer, Vendor};
 pub use pending::{Completion, PendingExit, complete_hypercall, complete_io, complete_msr};
 pub use step::{Step, begin_instruction, end_instruction, must_step, settle_shadow};
 

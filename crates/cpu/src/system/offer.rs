@@ -3,6 +3,7 @@
 use x86::control::{Cr4, Efer};
 
 use crate::CpuidResult;
+use crate::fpu::PointerRules;
 
 /// Which bits of the CPU's registers exist for this guest.
 ///
@@ -19,6 +20,20 @@ pub struct Offer {
     pub physical_bits: u32,
     /// Instructions that a CPUID bit of their own announces.
     pub instructions: Instructions,
+    /// What is kept of the x87 pointers.
+    pub x87: PointerRules,
+    /// Whose manual is followed where the two differ.
+    pub vendor: Vendor,
+}
+
+/// Who made the CPU, as CPUID leaf 0 says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vendor {
+    /// Intel, and whoever is unknown.
+    #[default]
+    Intel,
+    /// AMD and Hygon.
+    Amd,
 }
 
 bitflags::bitflags! {
@@ -75,6 +90,7 @@ impl Offer {
         let xsave = cpuid(0xd, 0);
         let xsave1 = cpuid(0xd, 1);
         let extended = cpuid(0x8000_0001, 0);
+        let vendor = vendor_of(cpuid(0, 0));
         let has_xsave = basic.ecx & 1 << 26 != 0;
         Self {
             cr4: offered_cr4(basic, structured),
@@ -86,6 +102,8 @@ impl Offer {
             },
             physical_bits: physical_bits(&mut cpuid),
             instructions: offered_instructions(basic, structured, xsave1, extended),
+            x87: pointer_rules(vendor, structured),
+            vendor,
         }
     }
 }
@@ -154,6 +172,23 @@ fn offered_instructions(
         .iter()
         .filter(|(register, bit, _)| register >> bit & 1 != 0);
     announced.fold(Instructions::empty(), |all, &(_, _, one)| all | one)
+}
+
+/// What leaf 0 has in EBX: the first letters of the name.
+fn vendor_of(leaf: CpuidResult) -> Vendor {
+    match &leaf.ebx.to_le_bytes() {
+        b"Auth" | b"Hygo" => Vendor::Amd,
+        _ => Vendor::Intel,
+    }
+}
+
+fn pointer_rules(vendor: Vendor, structured: CpuidResult) -> PointerRules {
+    let mut rules = PointerRules::empty();
+    rules.set(PointerRules::SAVED_IF_PENDING, vendor == Vendor::Amd);
+    let structured = |bit: u32| structured.ebx >> bit & 1 != 0;
+    rules.set(PointerRules::DATA_IF_PENDING, structured(6));
+    rules.set(PointerRules::NO_SELECTORS, structured(13));
+    rules
 }
 
 #[cfg(test)]

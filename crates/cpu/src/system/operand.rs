@@ -7,6 +7,7 @@ use x86::descriptor::attributes;
 
 use super::fault::{general, stack};
 use super::modes::Mode;
+use super::offer::Vendor;
 use super::registers::{Width, merge};
 use super::{Abort, Context};
 use crate::CpuState;
@@ -134,7 +135,40 @@ impl Context<'_> {
     ) -> Result<Gva, Abort> {
         let offset = effective_address(self.state, instruction).wrapping_add(skip)
             & address_mask(instruction);
-        linear(self.state, instruction.memory_segment(), offset, len, want)
+        let segment = self.segment_of(instruction);
+        let beyond = matches!(segment, Register::FS | Register::GS)
+            && self.offer.vendor == Vendor::Amd
+            && self.state.is_64bit()
+            && !self.state.is_canonical(offset);
+        if beyond {
+            // AMD's CPUs look at the offset, too, before they add a base to it.
+            return Err(general());
+        }
+        linear(self.state, segment, offset, len, want)
+    }
+
+    /// The segment of the memory operand. In 64-bit mode only FS and GS can be named; through which
+    /// other one it goes says the base register.
+    pub(super) fn segment_of(&self, instruction: &Instruction) -> Register {
+        let named = instruction.memory_segment();
+        if !self.state.is_64bit() || matches!(named, Register::FS | Register::GS) {
+            return named;
+        }
+        match instruction.memory_base().full_register() {
+            Register::RSP | Register::RBP => Register::SS,
+            _ => Register::DS,
+        }
+    }
+
+    /// Whether the memory operand's linear address is a multiple of `alignment`.
+    pub(super) fn is_aligned(&self, instruction: &Instruction, alignment: u64) -> bool {
+        let segment = self.segment_of(instruction);
+        let base = match segment {
+            Register::FS | Register::GS => self.state.segments.get(segment).base,
+            _ if self.state.is_64bit() => 0,
+            _ => self.state.segments.get(segment).base,
+        };
+        base.wrapping_add(effective_address(self.state, instruction)) % alignment == 0
     }
 
     /// Reads up to eight bytes with the rights of explicit accesses.

@@ -115,7 +115,8 @@ impl Context<'_> {
             stack.push_selector(self, selector, width)?;
             stack.commit(self.state);
         } else {
-            let selector = stack.peek_short(self)?;
+            // All of the slot is read, as AMD's CPUs and older ones do it.
+            let selector = stack.peek(self, 0, width)? as u16;
             stack.drop_bytes(width.bytes());
             let segment = self.checked_segment(register, Selector(selector))?;
             stack.commit(self.state);

@@ -6,6 +6,7 @@
 use addr::Gva;
 use x86::descriptor::attributes;
 
+use super::offer::Vendor;
 use super::operand::within_limit;
 use super::registers::{Width, merge};
 use super::{Abort, Context, Privilege};
@@ -129,14 +130,14 @@ impl Stack {
         Ok(())
     }
 
-    /// Pushes a selector. In a slot of 32 bits only the lower 16 are written (SDM 2, `PUSH`).
+    /// Pushes a selector. In a slot of 32 bits Intel's CPUs write only the lower 16 (SDM 2, `PUSH`).
     pub(super) fn push_selector(
         &mut self,
         ctx: &mut Context<'_>,
         selector: u16,
         width: Width,
     ) -> Result<(), Abort> {
-        if width != Width::Dword {
+        if width != Width::Dword || ctx.offer.vendor == Vendor::Amd {
             return self.push(ctx, u64::from(selector), width);
         }
         let sp = self.moved(width.bytes().wrapping_neg());
@@ -177,11 +178,6 @@ impl Stack {
         ctx.memory
             .read(gva, &mut bytes[..len as usize], self.privilege)?;
         Ok(u64::from_le_bytes(bytes))
-    }
-
-    /// Reads the selector at the top.
-    pub(super) fn peek_short(&self, ctx: &mut Context<'_>) -> Result<u16, Abort> {
-        Ok(self.peek(ctx, 0, Width::Word)? as u16)
     }
 
     /// Pops a value.

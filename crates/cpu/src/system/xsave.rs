@@ -17,9 +17,8 @@ use super::offer::Instructions;
 use super::operand::Want;
 use super::{Abort, Context, Next};
 use crate::Exception;
+use crate::fpu::{Layout, mxcsr_mask};
 
-/// Bits of MXCSR that exist.
-const MXCSR_MASK: u32 = 0xffff;
 /// Where the x87 registers proper lie in the legacy region.
 const ST: std::ops::Range<usize> = 32..XMM_OFFSET;
 /// FCW to FDP.
@@ -43,8 +42,8 @@ enum Initial {
     LeftOut,
 }
 
-fn has_wide_pointers(mnemonic: Mnemonic) -> bool {
-    matches!(
+fn layout_of(mnemonic: Mnemonic) -> Layout {
+    let wide = matches!(
         mnemonic,
         Mnemonic::Xsave64
             | Mnemonic::Xsaveopt64
@@ -52,7 +51,8 @@ fn has_wide_pointers(mnemonic: Mnemonic) -> bool {
             | Mnemonic::Xsaves64
             | Mnemonic::Xrstor64
             | Mnemonic::Xrstors64
-    )
+    );
+    if wide { Layout::Wide } else { Layout::Narrow }
 }
 
 fn qword(bytes: &[u8], offset: usize) -> u64 {
@@ -62,14 +62,18 @@ fn qword(bytes: &[u8], offset: usize) -> u64 {
 }
 
 impl Context<'_> {
-    /// Components that are not in their initial state.
+    /// Components that are not in their initial state: `XINUSE`, and MXCSR counts as part of SSE
+    /// (SDM 1, 13.6).
     fn in_use(&self) -> u64 {
-        let mxcsr = if self.fpu.mxcsr() == MXCSR_INIT {
-            0
-        } else {
-            SSE
-        };
-        self.fpu.xstate_bv() | mxcsr
+        let image = self.fpu.image();
+        let is_zero = |range: std::ops::Range<usize>| image[range].iter().all(|&byte| byte == 0);
+        let x87 = image[..2] != FCW_INIT.to_le_bytes() || !is_zero(2..MXCSR_OFFSET) || !is_zero(ST);
+        let sse = self.fpu.mxcsr() != MXCSR_INIT || !is_zero(XMM);
+        let avx = !is_zero(YMM_HIGH);
+        [(X87, x87), (SSE, sse), (AVX, avx)]
+            .into_iter()
+            .filter(|(_, used)| *used)
+            .fold(0, |all, (component, _)| all | component)
     }
 
     fn require_xsave(&self, instruction: &Instruction) -> Result<(), Abort> {
@@ -97,12 +101,10 @@ impl Context<'_> {
     fn xsave_area(&self, instruction: &Instruction, want: Want) -> Result<Gva, Abort> {
         let op = instruction.op0_kind();
         debug_assert_eq!(op, OpKind::Memory);
-        let gva = self.operand_address(instruction, 0, LEGACY_SIZE as u64, want)?;
-        if gva.raw() % 64 == 0 {
-            Ok(gva)
-        } else {
-            Err(general())
+        if !self.is_aligned(instruction, 64) {
+            return Err(general());
         }
+        self.operand_address(instruction, 0, LEGACY_SIZE as u64, want)
     }
 
     fn area_write(&mut self, gva: Gva, range: std::ops::Range<usize>) -> Result<(), Abort> {
@@ -140,7 +142,14 @@ impl Context<'_> {
             Initial::Written => asked,
             Initial::LeftOut => asked & in_use,
         };
-        self.save_components(gva, asked, written, instruction.mnemonic())?;
+        let mxcsr = match format {
+            Format::Standard => asked & (SSE | AVX) != 0,
+            Format::Compacted => written & SSE != 0,
+        };
+        if mxcsr {
+            self.area_write(gva, MXCSR)?;
+        }
+        self.save_components(gva, written, instruction.mnemonic())?;
         match format {
             Format::Standard => {
                 let at = Gva::new(gva.raw().wrapping_add(XSTATE_BV_OFFSET as u64));
@@ -156,38 +165,33 @@ impl Context<'_> {
         Ok(Next::Sequential)
     }
 
-    fn save_components(
-        &mut self,
-        gva: Gva,
-        asked: u64,
-        written: u64,
-        mnemonic: Mnemonic,
-    ) -> Result<(), Abort> {
+    fn save_components(&mut self, gva: Gva, written: u64, mnemonic: Mnemonic) -> Result<(), Abort> {
         if written & X87 != 0 {
             self.save_x87_control(gva, mnemonic)?;
             self.area_write(gva, ST)?;
         }
-        if asked & (SSE | AVX) != 0 {
-            self.area_write(gva, MXCSR)?;
-        }
         if written & SSE != 0 {
-            self.area_write(gva, XMM)?;
+            self.area_write(gva, self.reachable(XMM))?;
         }
         if written & AVX != 0 {
-            self.area_write(gva, YMM_HIGH)?;
+            self.area_write(gva, self.reachable(YMM_HIGH))?;
         }
         Ok(())
     }
 
-    /// Without REX.W the pointers are 32-bit offsets, and the selectors beside them are zero.
-    fn save_x87_control(&mut self, gva: Gva, mnemonic: Mnemonic) -> Result<(), Abort> {
-        if has_wide_pointers(mnemonic) {
-            return self.area_write(gva, X87_CONTROL);
+    /// The part of a register file that the mode reaches: half of it outside of 64-bit mode.
+    fn reachable(&self, mut range: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        if !self.state.is_64bit() {
+            range.end -= range.len() / 2;
         }
-        let mut bytes = [0; MXCSR_OFFSET];
-        bytes.copy_from_slice(&self.fpu.image()[X87_CONTROL]);
-        bytes[12..16].fill(0);
-        bytes[20..24].fill(0);
+        range
+    }
+
+    /// Without REX.W the pointers are 32-bit offsets with selectors.
+    fn save_x87_control(&mut self, gva: Gva, mnemonic: Mnemonic) -> Result<(), Abort> {
+        let bytes = self
+            .fpu
+            .control_to_save(self.offer.x87, layout_of(mnemonic));
         let privilege = self.state.explicit_privilege();
         self.memory.write(gva, &bytes, privilege)
     }
@@ -256,7 +260,7 @@ impl Context<'_> {
             Format::Compacted => present & SSE != 0,
         };
         let mxcsr = qword(area, MXCSR_OFFSET) as u32;
-        if takes_mxcsr && mxcsr & !MXCSR_MASK != 0 {
+        if takes_mxcsr && mxcsr & !mxcsr_mask() != 0 {
             return Err(general());
         }
         if takes_mxcsr {
@@ -273,11 +277,15 @@ impl Context<'_> {
                 continue;
             }
             for range in ranges {
-                let target = &mut self.fpu.image_mut()[range.clone()];
+                let range = match component {
+                    X87 => range.clone(),
+                    _ => self.reachable(range.clone()),
+                };
+                let target = &mut self.fpu.bytes_mut()[range.clone()];
                 if present & component == 0 {
                     target.fill(0);
                 } else {
-                    target.copy_from_slice(&area[range.clone()]);
+                    target.copy_from_slice(&area[range]);
                 }
             }
         }
@@ -291,12 +299,10 @@ impl Context<'_> {
         if asked & X87 == 0 {
             return;
         }
-        let image = self.fpu.image_mut();
+        let image = self.fpu.bytes_mut();
         if present & X87 == 0 {
             image[..2].copy_from_slice(&FCW_INIT.to_le_bytes());
-        } else if !has_wide_pointers(mnemonic) {
-            image[12..16].fill(0);
-            image[20..24].fill(0);
         }
+        self.fpu.loaded_pointers(layout_of(mnemonic));
     }
 }

@@ -228,7 +228,8 @@ impl Block<'_> {
         self.asm.mov_imm(T1, 63);
         self.asm.shrx(SCRATCH, SCRATCH, T1);
         let ok = self.asm.jrcxz();
-        let site = self.site(self.rip, Reason::Limit { segment });
+        let waits = self.waits;
+        let site = self.site(self.rip, Reason::Limit { segment, waits });
         self.exit(site);
         self.asm.bind(ok);
     }
@@ -248,6 +249,7 @@ impl Block<'_> {
                 segment,
                 align: 1,
                 bounce: false,
+                waits: self.waits,
             }),
         );
     }
@@ -279,6 +281,7 @@ impl Block<'_> {
             segment,
             align: self.align,
             bounce,
+            waits: self.waits,
         });
         Mem::indexed(address, T1, 0, 0)
     }

@@ -100,6 +100,9 @@ impl Block<'_> {
             // Prefetches and long NOPs.
             return;
         }
+        if memory {
+            self.waits = super::x87::waits(instruction, bytes);
+        }
         let high = form
             .fields()
             .any(|f| is_high_byte(instruction.op_register(u32::from(f.operand))));

@@ -18,6 +18,7 @@ mod site;
 mod special;
 mod stack;
 mod window;
+mod x87;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
@@ -28,6 +29,7 @@ pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
+pub(crate) use x87::X87Mark;
 
 /// Scratch registers of translated code.
 pub(crate) const T0: Reg = Reg::R11;
@@ -76,6 +78,7 @@ pub(crate) struct Tables {
     pub(crate) marks: Vec<Mark>,
     /// Instructions that are run in Rust.
     pub(crate) instructions: Vec<Instruction>,
+    pub(crate) x87: Vec<X87Mark>,
 }
 
 /// How far a decoded block reaches.
@@ -135,6 +138,10 @@ struct Block<'a> {
     near: Option<(Fixup, u32)>,
     /// Whether the present instruction shares its check with others.
     role: window::Role,
+    /// The next instruction is of the x87, and can't leave.
+    x87_follows: bool,
+    /// The present instruction looks for a waiting x87 exception first.
+    waits: bool,
 }
 
 /// What follows an instruction's translation.
@@ -213,6 +220,8 @@ impl Translator {
             polled: false,
             near: None,
             role: window::Role::None,
+            x87_follows: false,
+            waits: false,
         };
         let poll_at = poll_position(&self.decoded);
         // A block of a special kind is looked up each time, which checks its pages.
@@ -227,6 +236,8 @@ impl Translator {
             block.role = self.roles[index];
             let bytes = &source.bytes[at..at + instruction.len()];
             at += instruction.len();
+            block.x87_follows =
+                index + 1 < self.decoded.len() && x87::is_arithmetic(&source.bytes[at..]);
             if poll_at == Some(index) && !special {
                 block.poll();
             }
@@ -260,6 +271,7 @@ impl Block<'_> {
         self.flags_live = flags_live;
         self.slots = 0;
         self.must_commit = false;
+        self.waits = false;
         self.align = generic::alignment(instruction);
         let host = self.here();
         self.tables.marks.push(Mark {
@@ -357,6 +369,7 @@ impl Block<'_> {
         }
         let raw = self.parse(instruction, bytes);
         self.generic(instruction, &raw, bytes);
+        self.note_x87(instruction, bytes);
         self.end_of_instruction(instruction, Flow::Next)
     }
 

@@ -48,7 +48,7 @@ pub(crate) enum Reason {
     /// The block must be looked up again.
     Stale,
     /// The offset in `t0` lies outside of the segment's limit.
-    Limit { segment: u8 },
+    Limit { segment: u8, waits: bool },
 }
 
 /// What several accesses off one register touch, as distances from it at the first of them.
@@ -76,6 +76,8 @@ pub(crate) struct Access {
     /// The alignment without which it is `#GP`, before any page fault.
     pub(crate) align: u8,
     pub(crate) bounce: bool,
+    /// The instruction finds a waiting x87 exception before it finds a fault here.
+    pub(crate) waits: bool,
 }
 
 /// A place where translated code leaves.

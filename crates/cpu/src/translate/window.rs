@@ -395,6 +395,7 @@ impl Block<'_> {
                 segment,
                 align: self.align,
                 bounce: false,
+                waits: self.waits,
             },
             span,
         );
