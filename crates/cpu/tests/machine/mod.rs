@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use addr::{Address, Gpa, Hva};
-use cpu::system::{Instructions, Offer};
+use cpu::system::{Instructions, Offer, Vendor};
 use cpu::{
     CodeMap, CpuState, CpuidResult, Exit, Handled, Platform, Refusal, Segment, Vcpu, VcpuConfig,
 };
@@ -169,6 +169,9 @@ impl Machine {
                 xcr0: 7,
                 physical_bits: 46,
                 instructions: Instructions::all(),
+                x87: cpu::fpu::PointerRules::empty(),
+                // As KVM's own emulator does it, which is what these tests are compared with.
+                vendor: Vendor::Intel,
             },
         };
         Vcpu::new(config, VcpuMmu::new(mmu, id), domain).expect("a vCPU")

@@ -318,6 +318,8 @@ impl Machine {
                 xcr0: 7,
                 physical_bits: 40,
                 instructions: Instructions::all(),
+                x87: crate::fpu::PointerRules::empty(),
+                vendor: crate::system::Vendor::Intel,
             },
             pending: Pending::default(),
             guest_debug: GuestDebug::default(),
