@@ -151,6 +151,42 @@ fn device_memory_is_read_and_written() {
 }
 
 #[test]
+fn each_read_of_a_device_asks_the_device() {
+    #[rustfmt::skip]
+    let code = [
+        0xbf, 0, 0, 0, 0x20,                // mov edi, DEVICE
+        0x8b, 0x07,                         // mov eax, [rdi]
+        0x8b, 0x1f,                         // mov ebx, [rdi]
+        0xe6, 0x10,                         // out 0x10, al
+        0x8b, 0x0f,                         // mov ecx, [rdi]
+        0xf4,                               // hlt
+    ];
+    for subject in subjects() {
+        let mut machine = Machine::new(&subject);
+        machine.long_mode(&code);
+        let mut answers = 1..;
+        loop {
+            match machine.vcpu.run().unwrap() {
+                Exit::MmioRead { data, .. } => {
+                    data.fill(0);
+                    data[0] = answers.next().unwrap();
+                }
+                Exit::IoOut { .. } => {}
+                Exit::Halt => break,
+                other => panic!("{}: {other:?}", subject.name),
+            }
+        }
+        let regs = machine.vcpu.get_regs().unwrap();
+        assert_eq!(
+            (regs.rax, regs.rbx, regs.rcx),
+            (1, 2, 3),
+            "{}",
+            subject.name
+        );
+    }
+}
+
+#[test]
 fn writes_are_logged() {
     // mov rcx, ALIAS; mov [rcx], rax; mov [rcx+0x3000], rax; hlt
     #[rustfmt::skip]

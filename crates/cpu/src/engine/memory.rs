@@ -44,6 +44,8 @@ pub(crate) struct MemoryView<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Ram(Hva),
+    /// Read where it lies; written, it is a device.
+    ReadOnly(Gpa, Hva),
     Device(Gpa),
 }
 
@@ -152,7 +154,8 @@ impl Memory {
         self.leave_with_full_ring(access);
         match translated {
             Ok(translation) => Ok(Place::Ram(translation.hva)),
-            Err(Fault::Mmio { gpa } | Fault::ReadOnly { gpa, .. }) => Ok(Place::Device(gpa)),
+            Err(Fault::ReadOnly { gpa, hva }) => Ok(Place::ReadOnly(gpa, hva)),
+            Err(Fault::Mmio { gpa }) => Ok(Place::Device(gpa)),
             Err(fault) => Err(abort_of(fault)),
         }
     }
@@ -183,7 +186,7 @@ impl Memory {
 
     pub(crate) fn read_place(&mut self, place: Place, data: &mut [u8]) -> Result<(), Abort> {
         match place {
-            Place::Ram(hva) => read_ram(hva, data),
+            Place::Ram(hva) | Place::ReadOnly(_, hva) => read_ram(hva, data),
             Place::Device(gpa) => self
                 .mmio
                 .read(gpa, data)
@@ -195,7 +198,7 @@ impl Memory {
     pub(crate) fn write_place(&mut self, place: Place, data: &[u8]) -> Result<(), Abort> {
         let hva = match place {
             Place::Ram(hva) => hva,
-            Place::Device(gpa) => {
+            Place::ReadOnly(gpa, _) | Place::Device(gpa) => {
                 self.mmio.write(gpa, data);
                 return Ok(());
             }

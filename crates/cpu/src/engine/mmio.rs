@@ -3,6 +3,9 @@
 //! An instruction that reads a device leaves as if it had not begun, and runs again with the answers
 //! so far; it takes them in the order in which it reads. Writes are queued while the instruction runs
 //! and leave one by one behind it (decision 10 of the design).
+//!
+//! Answers belong to the one instruction that asked. It is the next to begin: nothing is delivered
+//! before it, as its reads have had their effect on the device.
 
 use std::collections::VecDeque;
 
@@ -24,6 +27,8 @@ pub(crate) struct Mmio {
     answers: Vec<Piece>,
     taken: usize,
     asked: Option<(Gpa, u8)>,
+    /// The next instruction that begins is the one that asked, with the answers so far.
+    resumes: bool,
     writes: VecDeque<Piece>,
 }
 
@@ -36,13 +41,16 @@ fn pieces(gpa: Gpa, len: usize) -> impl Iterator<Item = (usize, Gpa, usize)> {
 impl Mmio {
     /// An instruction begins, or begins again.
     pub(crate) fn begin(&mut self) {
+        if !std::mem::take(&mut self.resumes) {
+            self.answers.clear();
+        }
         self.taken = 0;
         self.asked = None;
     }
 
     /// The instruction is over; its answers are spent.
     pub(crate) fn end(&mut self) {
-        self.answers.clear();
+        self.resumes = false;
         self.begin();
     }
 
@@ -88,7 +96,26 @@ impl Mmio {
         }
     }
 
-    /// The monitor's answer to what was asked.
+    /// The monitor is done: an instruction that asked begins again with this answer, and for a write
+    /// there is nothing to do.
+    pub(crate) fn complete(&mut self, data: &[u8]) {
+        if self.asked.is_some() {
+            self.answer(data);
+            self.resume();
+        }
+    }
+
+    /// The instruction that asked begins again, with what was answered.
+    pub(crate) fn resume(&mut self) {
+        self.resumes = true;
+    }
+
+    /// Whether an instruction waits to begin again.
+    pub(crate) fn resumes(&self) -> bool {
+        self.resumes
+    }
+
+    /// The answer to what was asked.
     pub(crate) fn answer(&mut self, data: &[u8]) {
         if let Some((gpa, len)) = self.asked.take() {
             let mut piece = Piece {
@@ -130,9 +157,9 @@ impl Mmio {
         None
     }
 
-    /// Whether an instruction has answers, or writes wait.
+    /// Whether an instruction waits to begin again, or writes wait.
     pub(crate) fn is_busy(&self) -> bool {
-        !self.answers.is_empty() || self.has_writes()
+        self.resumes || self.has_writes()
     }
 
     /// Whether writes wait.

@@ -144,10 +144,11 @@ impl Vcpu {
                 return exit;
             }
             let mut result = Ok(());
-            if self.boundary_due {
+            let resumes = self.memory.mmio.resumes();
+            if self.boundary_due && !resumes {
                 result = self.boundary(platform);
             }
-            if result.is_ok() && !self.boundary_due {
+            if result.is_ok() && (resumes || !self.boundary_due) {
                 result = self.instructions(platform);
             }
             if let Err(Abort::Exception(exception)) = result {
@@ -159,6 +160,7 @@ impl Vcpu {
                     if self.memory.mmio.ask(platform) == Handled::No {
                         return Exit::Mmio(asked);
                     }
+                    self.memory.mmio.resume();
                 }
                 Err(Abort::Exit(exit)) => return exit,
                 Err(Abort::HostFault(fault)) => return Exit::HostFault(fault),

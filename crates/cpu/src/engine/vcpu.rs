@@ -228,8 +228,12 @@ impl Vcpu {
         &mut self.memory.mmu
     }
 
-    /// What the monitor watches for.
+    /// What the monitor watches for. A step of the monitor's that is not told yet is forgotten with
+    /// its wish to step: the guest must not see it.
     pub fn set_guest_debug(&mut self, debug: GuestDebug) {
+        if !debug.single_step && !self.state().flags_have(x86::rflags::TF) {
+            self.pending.debug &= !x86::debug::DR6_BS;
+        }
         self.guest_debug = debug;
         self.boundary_due = true;
     }
@@ -271,7 +275,7 @@ impl Vcpu {
 
     /// The monitor has dealt with [`crate::Exit::Mmio`]: the bytes read (none for a write).
     pub fn complete_mmio(&mut self, data: &[u8]) {
-        self.memory.mmio.answer(data);
+        self.memory.mmio.complete(data);
     }
 
     /// The monitor has dealt with [`crate::Exit::Msr`]: the value read, or `None` for `#GP`.

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use arc_swap::ArcSwap;
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MSI_VALID_DEVID,
-    kvm_irq_routing_entry, kvm_irqchip, kvm_irqchip__bindgen_ty_1, kvm_msi,
+    kvm_irq_routing_entry, kvm_irqchip, kvm_msi,
 };
 
 use crate::errno::Errno;
@@ -506,14 +506,13 @@ impl Controllers {
         if self.policy.mode() != ChipMode::Kernel {
             return Err(Errno::ENXIO);
         }
-        chip.chip = match chip.chip_id {
-            KVM_IRQCHIP_PIC_MASTER => pic_state(lock(&self.pic).state(Chip::Master)),
-            KVM_IRQCHIP_PIC_SLAVE => pic_state(lock(&self.pic).state(Chip::Slave)),
-            KVM_IRQCHIP_IOAPIC => kvm_irqchip__bindgen_ty_1 {
-                ioapic: lock(&self.ioapic).state(),
-            },
+        // What of the union is not the chip's stays as the caller gave it, as in the kernel.
+        match chip.chip_id {
+            KVM_IRQCHIP_PIC_MASTER => chip.chip.pic = lock(&self.pic).state(Chip::Master),
+            KVM_IRQCHIP_PIC_SLAVE => chip.chip.pic = lock(&self.pic).state(Chip::Slave),
+            KVM_IRQCHIP_IOAPIC => chip.chip.ioapic = lock(&self.ioapic).state(),
             _ => return Err(Errno::EINVAL),
-        };
+        }
         Ok(())
     }
 
@@ -550,15 +549,6 @@ impl Controllers {
 }
 
 /// The union with a PIC's state in it, and zeroes behind.
-#[expect(unsafe_code, reason = "the state is a C union")]
-fn pic_state(state: kvm_bindings::kvm_pic_state) -> kvm_irqchip__bindgen_ty_1 {
-    let mut chip = kvm_irqchip__bindgen_ty_1 { dummy: [0; 512] };
-    chip.pic = state;
-    // SAFETY: the first bytes are the PIC's, the rest was zeroed above; all are plain integers.
-    debug_assert_eq!(unsafe { chip.dummy }[511], 0);
-    chip
-}
-
 impl ioapic::Bus for Controllers {
     fn deliver(&self, message: &Message, takers: Option<&mut Takers>) -> Delivered {
         self.apics.deliver_noting(None, message, takers)

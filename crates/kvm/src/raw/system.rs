@@ -71,8 +71,9 @@ pub(crate) fn get_emulated_cpuid(system: &Arc<System>, argument: Argument) -> An
 pub(crate) fn get_msrs(system: &Arc<System>, argument: Argument) -> Answer {
     let mut entries = read_msrs(argument)?;
     let read = entries.iter_mut().map_while(|entry| {
-        entry.data = system.feature_msr(entry.index)?;
-        Some(())
+        let value = system.feature_msr(entry.index);
+        entry.data = value.unwrap_or(0);
+        value.map(drop)
     });
     let count = read.count();
     write_msrs(argument, &entries)?;

@@ -71,7 +71,7 @@ impl Vcpu {
     /// The SIPI vector that `KVM_SET_VCPU_EVENTS` gives.
     pub(crate) fn set_sipi_vector(&self, vector: u32) {
         if let Some(lapic) = self.lapic() {
-            lapic.set_sipi(vector as u8);
+            lapic.set_sipi_vector(vector as u8);
         }
     }
 

@@ -13,6 +13,7 @@ use x86::vector;
 
 use super::{Inner, Vcpu};
 use crate::errno::Errno;
+use crate::irqchip::message::Level;
 use crate::vm::Features;
 
 const FLAGS: u32 = KVM_VCPUEVENT_VALID_NMI_PENDING
@@ -160,6 +161,7 @@ impl Vcpu {
         let features = self.vm().features();
         let mut shown = show(&inner.core.state().events, features);
         shown.nmi.injected = u8::from(inner.machine.nmi_injected);
+        shown.smi.latched_init = u8::from(self.lapic().is_some_and(|lapic| lapic.has_init()));
         shown
     }
 
@@ -178,6 +180,14 @@ impl Vcpu {
             self.set_sipi_vector(given.sipi_vector);
         }
         check_late(given, features)?;
+        if given.flags & KVM_VCPUEVENT_VALID_SMM != 0
+            && let Some(lapic) = self.lapic()
+        {
+            lapic.set_init(match given.smi.latched_init {
+                0 => Level::Deassert,
+                _ => Level::Assert,
+            });
+        }
         if given.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT != 0 {
             inner.core.state_mut().events.triple_fault = given.triple_fault.pending != 0;
         }

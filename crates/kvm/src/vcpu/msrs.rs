@@ -7,6 +7,7 @@ use kvm_bindings::{
 use x86::control::Cr4;
 use x86::vector;
 
+use super::machine::Life;
 use super::{Inner, Vcpu};
 use crate::errno::Errno;
 use crate::msr::mce::Raised;
@@ -29,13 +30,15 @@ impl Vcpu {
         }
     }
 
-    /// `KVM_GET_MSRS`: fills in the values; how many before the first that can't be read.
+    /// `KVM_GET_MSRS`: fills in the values; how many before the first that can't be read, which
+    /// reads as 0.
     pub fn get_msrs(&self, entries: &mut [kvm_msr_entry]) -> usize {
         let inner = self.lock();
         let view = self.view(&inner);
         let read = |entry: &mut kvm_msr_entry| {
-            entry.data = monitor_read(&view, entry.index)?;
-            Some(())
+            let value = monitor_read(&view, entry.index);
+            entry.data = value.unwrap_or(0);
+            value.map(drop)
         };
         entries.iter_mut().map_while(read).count()
     }
@@ -43,11 +46,22 @@ impl Vcpu {
     /// `KVM_SET_MSRS`: how many were written before the first that was refused.
     pub fn set_msrs(&self, entries: &[kvm_msr_entry]) -> usize {
         let mut inner = self.lock();
-        let mut bus = self.bus(&mut inner);
-        let write = |entry: &kvm_msr_entry| monitor_write(&mut bus, entry);
+        let write = |entry: &kvm_msr_entry| {
+            self.keeps_model(&inner, entry)?;
+            monitor_write(&mut self.bus(&mut inner), entry)
+        };
         let written = entries.iter().map_while(write).count();
         self.mirror_cpuid(&mut inner);
         written
+    }
+
+    /// What says which CPU it is can't change once the vCPU has run; the microcode's revision can.
+    fn keeps_model(&self, inner: &Inner, entry: &kvm_msr_entry) -> Option<()> {
+        let model = index::FEATURES.contains(&entry.index) && entry.index != index::UCODE_REV;
+        if !model || inner.machine.life == Life::New {
+            return Some(());
+        }
+        (monitor_read(&self.view(inner), entry.index)? == entry.data).then_some(())
     }
 
     /// `KVM_GET_TSC_KHZ`.

@@ -39,7 +39,8 @@ impl Vcpu {
         }
     }
 
-    /// `KVM_TRANSLATE`: what the guest's tables say to a supervisor's read, without side effects.
+    /// `KVM_TRANSLATE`: what the guest's tables say to a supervisor's read, without side effects:
+    /// kvm.ko marks the entries accessed, which the guest would take for its own doing.
     pub fn translate(&self, gva: Gva) -> kvm_translation {
         let inner = self.lock();
         let state = inner.core.state();

@@ -375,7 +375,25 @@ impl Lapic {
         self.sipi_vector.load(Ordering::SeqCst)
     }
 
-    /// `KVM_SET_MP_STATE(SIPI_RECEIVED)`, `KVM_SET_VCPU_EVENTS`.
+    /// Whether an INIT waits (`kvm_vcpu_events.smi.latched_init`).
+    pub fn has_init(&self) -> bool {
+        self.events.load(Ordering::SeqCst) & EVENT_INIT != 0
+    }
+
+    /// Makes an INIT wait, or none (`KVM_SET_VCPU_EVENTS`).
+    pub fn set_init(&self, level: Level) {
+        match level {
+            Level::Assert => self.events.fetch_or(EVENT_INIT, Ordering::SeqCst),
+            Level::Deassert => self.events.fetch_and(!EVENT_INIT, Ordering::SeqCst),
+        };
+    }
+
+    /// The vector of a SIPI to come (`KVM_SET_VCPU_EVENTS`).
+    pub fn set_sipi_vector(&self, vector: u8) {
+        self.sipi_vector.store(vector, Ordering::SeqCst);
+    }
+
+    /// `KVM_SET_MP_STATE(SIPI_RECEIVED)`.
     pub fn set_sipi(&self, vector: u8) {
         self.sipi_vector.store(vector, Ordering::SeqCst);
         self.events.fetch_or(EVENT_SIPI, Ordering::SeqCst);
