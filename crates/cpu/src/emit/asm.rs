@@ -369,6 +369,13 @@ impl Asm {
         self.op_reg(Width::B64, Map::One, 0x39, b.0, a);
     }
 
+    /// A repeated string instruction, given by its wide opcode.
+    pub(crate) fn string(&mut self, wide: u8, width: Width) {
+        self.byte(0xf3);
+        self.prefixes(width, 0, false);
+        self.byte(Self::opcode_for(width, wide));
+    }
+
     /// `jmp` to a fixed place in the code cache.
     pub(crate) fn jmp_to(&mut self, target: u64) {
         self.byte(0xe9);

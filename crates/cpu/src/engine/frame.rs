@@ -83,6 +83,8 @@ pub(crate) struct HostTrap {
     /// The host's exception vector.
     pub(crate) vector: u64,
     pub(crate) address: u64,
+    /// The host's rcx: a count, in string instructions.
+    pub(crate) rcx: u64,
 }
 
 /// Of which instruction the x87 pointers tell.

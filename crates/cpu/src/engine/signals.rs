@@ -116,6 +116,7 @@ fn divert(registers: &mut [libc::greg_t; 23], address: u64) -> bool {
         pc,
         vector: registers[libc::REG_TRAPNO as usize] as u64,
         address,
+        rcx: registers[libc::REG_RCX as usize] as u64,
     };
     // SAFETY: the frame belongs to the vCPU that this thread runs, and translated code, which was
     // interrupted, holds no reference to it.

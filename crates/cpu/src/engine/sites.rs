@@ -6,9 +6,11 @@ use mmu::AccessKind;
 
 use super::bounce::Committed;
 use super::enter;
+use super::frame::HostTrap;
 use super::memory::Resolved;
 use super::segments::{bad_address, checked, is_canonical, segment};
 use super::vcpu::Vcpu;
+use crate::state::gpr::{RCX, RDI, RSI};
 use crate::system::{self, Abort, Next};
 use crate::translate::{Access, Mode, Reason, Site, Span, Use};
 use crate::{Exception, HostFault, Platform};
@@ -279,6 +281,7 @@ impl Vcpu {
     /// A trap of the host in translated code.
     fn on_trap(&mut self) -> Result<Then, Abort> {
         let trap = self.frame().fault;
+        self.settle_string(&trap);
         if let Some(rip) = self.rip_at(trap.pc) {
             self.set_rip(rip);
         }
@@ -313,6 +316,24 @@ impl Vcpu {
         if let Some(start) = self.blocks.block_at(offset).map(|block| block.plain) {
             self.note_deferred_x87(start, offset);
         }
+    }
+
+    /// Where the host's own string instruction trapped: the guest's registers, as far as it got.
+    fn settle_string(&mut self, trap: &HostTrap) {
+        let Some(offset) = self.cache.offset_of(trap.pc) else {
+            return;
+        };
+        let strings = &self.tables.strings;
+        let Ok(index) = strings.binary_search_by_key(&offset, |mark| mark.host) else {
+            return;
+        };
+        let moves = strings[index].moves;
+        let frame = self.frame_mut();
+        if moves {
+            frame.state.gpr[RSI] = frame.state.gpr[RSI].wrapping_sub(frame.t0);
+        }
+        frame.state.gpr[RDI] = frame.state.gpr[RDI].wrapping_sub(frame.t1);
+        frame.state.gpr[RCX] = trap.rcx;
     }
 
     /// RIP of the guest instruction whose translation holds this address.

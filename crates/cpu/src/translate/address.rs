@@ -286,18 +286,25 @@ impl Block<'_> {
         Mem::indexed(address, T1, 0, 0)
     }
 
-    fn tlb_slot(&self, field: usize) -> Mem {
+    fn tlb_slot(&self, index: Reg, field: usize) -> Mem {
         let view = self.mode.view() as usize;
         let offset = core::mem::offset_of!(Frame, tlb) + view * size_of::<InlineTlb>() + field;
-        Mem::indexed(Reg::RSP, T1, 3, disp(offset))
+        Mem::indexed(Reg::RSP, index, 3, disp(offset))
     }
 
-    fn tags(&self, usage: Use) -> Mem {
-        self.tlb_slot(if usage.writes() {
+    /// The tag of the entry of the inline TLB with the index in a register.
+    pub(super) fn tags_at(&self, index: Reg, usage: Use) -> Mem {
+        let field = if usage.writes() {
             core::mem::offset_of!(InlineTlb, write)
         } else {
             core::mem::offset_of!(InlineTlb, read)
-        })
+        };
+        self.tlb_slot(index, field)
+    }
+
+    /// The addend of that entry.
+    pub(super) fn addend_at(&self, index: Reg) -> Mem {
+        self.tlb_slot(index, core::mem::offset_of!(InlineTlb, addend))
     }
 
     fn last_page(&mut self, address: Reg, size: u32) {
@@ -319,14 +326,15 @@ impl Block<'_> {
     /// With the index in `T1` and the last byte's page in `rcx`: leaves unless the tag is that page's;
     /// loads the addend.
     pub(super) fn finish_check(&mut self, address: Reg, usage: Use, site: u32) {
-        self.asm.add_mem(Width::B64, SCRATCH, self.tags(usage));
+        self.asm
+            .add_mem(Width::B64, SCRATCH, self.tags_at(T1, usage));
         let from = self.asm.jcc(Cond::Ne as u8);
         self.cold.push(Cold {
             from,
             address,
             site,
         });
-        let addend = self.tlb_slot(core::mem::offset_of!(InlineTlb, addend));
+        let addend = self.addend_at(T1);
         self.asm.load(Width::B64, T1, addend);
     }
 
@@ -338,7 +346,7 @@ impl Block<'_> {
 
     /// The same without a change of flags.
     pub(super) fn finish_keeping_flags(&mut self, address: Reg, usage: Use, site: u32) {
-        self.asm.load(Width::B64, T1, self.tags(usage));
+        self.asm.load(Width::B64, T1, self.tags_at(T1, usage));
         self.asm
             .lea(Width::B64, SCRATCH, Mem::indexed(SCRATCH, T1, 0, 0));
         let ok = self.asm.jrcxz();
@@ -350,7 +358,7 @@ impl Block<'_> {
         });
         self.asm.bind(ok);
         self.index_keeping_flags(address);
-        let addend = self.tlb_slot(core::mem::offset_of!(InlineTlb, addend));
+        let addend = self.addend_at(T1);
         self.asm.load(Width::B64, T1, addend);
     }
 

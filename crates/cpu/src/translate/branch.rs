@@ -10,17 +10,17 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 use super::address::segment_of;
 use super::generic::has_memory;
 use super::registers::{GUEST_RCX, number, tmp};
-use super::{Block, Flow, Reason, SCRATCH, T0, T1, Use};
+use super::{Block, Flow, Mode, Reason, SCRATCH, T0, T1, Use};
 use crate::emit::asm::{Cond, Width};
 use crate::emit::{Mem, Reg};
 use crate::engine::frame::{JUMP_ENTRIES, frame_disp};
 
 /// Whether nothing behind this instruction belongs to its block.
-pub(super) fn ends_block(instruction: &Instruction) -> bool {
+pub(super) fn ends_block(instruction: &Instruction, mode: Mode) -> bool {
     instruction.flow_control() != FlowControl::Next && !is_side_exit(instruction)
         || instruction.is_invalid()
         || crate::system::is_system(instruction)
-        || super::special::is_rust(instruction)
+        || super::special::is_rust(instruction, mode)
 }
 
 /// Whether the block goes on behind this branch: it is conditional, and no loop is closed by it.

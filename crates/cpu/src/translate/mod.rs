@@ -17,6 +17,7 @@ mod registers;
 mod site;
 mod special;
 mod stack;
+mod strings;
 mod window;
 mod x87;
 
@@ -29,6 +30,7 @@ pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
+pub(crate) use strings::StringMark;
 pub(crate) use x87::X87Mark;
 
 /// Scratch registers of translated code.
@@ -76,6 +78,8 @@ pub(crate) struct Source<'a> {
 pub(crate) struct Tables {
     pub(crate) sites: Vec<Site>,
     pub(crate) marks: Vec<Mark>,
+    /// Where host string instructions stand, in order.
+    pub(crate) strings: Vec<StringMark>,
     /// Instructions that are run in Rust.
     pub(crate) instructions: Vec<Instruction>,
     pub(crate) x87: Vec<X87Mark>,
@@ -176,7 +180,7 @@ impl Translator {
             }
             end = decoder.position();
             self.decoded.push(instruction);
-            if branch::ends_block(&instruction) {
+            if branch::ends_block(&instruction, source.mode) {
                 break;
             }
         }

@@ -63,10 +63,11 @@ const UNITS: u32 =
     Mode::X87_NM | Mode::SSE_UD | Mode::AVX_UD | Mode::EM | Mode::WAIT_NM | Mode::SSE_NM;
 
 /// Whether the engine runs this instruction in Rust.
-pub(super) fn is_rust(instruction: &Instruction) -> bool {
+pub(super) fn is_rust(instruction: &Instruction, mode: Mode) -> bool {
     use Mnemonic as M;
     if instruction.is_string_instruction() {
-        return !crate::system::is_system(instruction);
+        return !crate::system::is_system(instruction)
+            && !super::strings::is_inline(instruction, mode);
     }
     matches!(
         instruction.mnemonic(),
@@ -152,8 +153,11 @@ impl Block<'_> {
     /// Translates an instruction that has a sequence of its own; `None` if it has none.
     pub(super) fn special(&mut self, instruction: &Instruction, bytes: &[u8]) -> Option<Flow> {
         use Mnemonic as M;
-        if is_rust(instruction) {
+        if is_rust(instruction, self.mode) {
             return Some(self.rust(instruction));
+        }
+        if super::strings::is_inline(instruction, self.mode) {
+            return Some(self.string(instruction));
         }
         if let Some(flow) = self.branch(instruction) {
             return Some(flow);

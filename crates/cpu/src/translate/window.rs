@@ -136,12 +136,12 @@ fn is_conditional(mnemonic: Mnemonic) -> bool {
 }
 
 /// Vector instructions that move or compute and touch no general register by themselves.
-fn is_plain_vector(instruction: &Instruction, form: &Form) -> bool {
+fn is_plain_vector(instruction: &Instruction, form: &Form, mode: Mode) -> bool {
     use Mnemonic as M;
     let vectors =
         (0..instruction.op_count()).any(|i| instruction.op_register(i).is_vector_register());
     vectors
-        && !super::special::is_rust(instruction)
+        && !super::special::is_rust(instruction, mode)
         && !form.uses_cl
         && !matches!(
             instruction.mnemonic(),
@@ -173,7 +173,7 @@ fn constant_stack_move(instruction: &Instruction) -> Option<i32> {
 }
 
 /// The facts about an instruction that may stand in a span.
-fn facts(instruction: &Instruction, forms: &mut Forms) -> Option<Facts> {
+fn facts(instruction: &Instruction, mode: Mode, forms: &mut Forms) -> Option<Facts> {
     if instruction.flow_control() != FlowControl::Next || instruction.is_stack_instruction() {
         return stack_facts(instruction);
     }
@@ -181,7 +181,8 @@ fn facts(instruction: &Instruction, forms: &mut Forms) -> Option<Facts> {
         return None;
     }
     let form = forms.get(instruction);
-    let known = is_plain_integer(instruction.mnemonic()) || is_plain_vector(instruction, &form);
+    let known =
+        is_plain_integer(instruction.mnemonic()) || is_plain_vector(instruction, &form, mode);
     let registers = || {
         form.fields()
             .map(|f| instruction.op_register(u32::from(f.operand)))
@@ -294,7 +295,7 @@ pub(super) fn plan(
     if !mode.is_64() || mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED) {
         return;
     }
-    let all: Vec<_> = instructions.iter().map(|i| facts(i, forms)).collect();
+    let all: Vec<_> = instructions.iter().map(|i| facts(i, mode, forms)).collect();
     let mut at = 0;
     while at < all.len() {
         at = match all[at] {
