@@ -9,6 +9,7 @@ const LAYERS: &[&str] = &[
     "xtask",
     "fourfold",
     "preload",
+    "control",
     "explain",
     "vmm",
     "devices",

@@ -118,6 +118,17 @@ pub enum Level {
     High,
 }
 
+/// One entry of a TLB that can be looked into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlbEntry {
+    /// Where the byte asked about lies in the monitor.
+    pub hva: addr::Hva,
+    /// Reads go through without asking.
+    pub read: bool,
+    /// Writes go through without asking.
+    pub write: bool,
+}
+
 /// A virtual CPU.
 pub trait Vcpu: Send {
     /// `KVM_RUN`: runs guest code until the monitor is needed.
@@ -183,6 +194,11 @@ pub trait Vcpu: Send {
     fn nmi(&self) -> Result<()>;
     /// `KVM_TRANSLATE`.
     fn translate(&self, gva: addr::Gva) -> Result<kvm_translation>;
+    /// What its TLB holds for an address, for those who show it: `None` where the accelerator can't
+    /// tell, `Some(None)` where it holds nothing.
+    fn tlb(&self, _gva: addr::Gva) -> Option<Option<TlbEntry>> {
+        None
+    }
     /// `KVM_SET_GUEST_DEBUG`.
     fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()>;
     /// `KVM_GET_TSC_KHZ`.

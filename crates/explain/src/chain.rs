@@ -1,302 +1,253 @@
-//! The whole way of one address.
+//! The whole way of one address, as data.
 
-use std::sync::Arc;
+use addr::{Gpa, Gva, Hva};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use addr::{Address, Gpa, Gva, Hva, PageSize};
-use memory::pagemap::{Pagemap, PagemapError};
-use memory::slot::Slot;
-use mmu::walker::Step;
-use mmu::{Access, Fault, Mmu, PagingFeatures, PagingPath, PagingRegisters, Rights, VcpuMmu};
-use serde::Serialize;
-use x86::paging::PagingMode;
-
-use crate::decode::{describe_access, entry_name, error_code_words, mode_name, pte_flags};
-use crate::hex::{hex, hex_option};
+use crate::backwards::Backwards;
+use crate::hex;
 use crate::host::HostSide;
-
-/// What is asked.
-#[derive(Clone, Copy, Debug)]
-pub struct Question {
-    /// The address.
-    pub gva: Gva,
-    /// What is to be done there.
-    pub access: Access,
-    /// The vCPU's registers.
-    pub registers: PagingRegisters,
-    /// What its CPUID says about paging.
-    pub features: PagingFeatures,
-}
+use crate::view::SlotRange;
 
 /// One entry of the guest's tables on the way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GuestEntry {
     /// `PML4E`, `PDPTE`, `PDE`, `PTE`.
-    pub name: &'static str,
+    pub name: String,
     /// 1 is the lowest.
     pub level: u8,
     /// Which entry of its table.
     pub index: u64,
     /// Where it lies.
-    #[serde(serialize_with = "hex")]
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
     pub gpa: Gpa,
     /// What stands there.
-    #[serde(serialize_with = "hex")]
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
     pub value: u64,
     /// Its flags that are set.
-    pub flags: Vec<&'static str>,
+    pub flags: Vec<String>,
+    /// What this entry and those before it grant together: `read write execute user`.
+    pub rights: Vec<String>,
+    /// The size of the page, where the entry maps one.
+    pub page_bytes: Option<u64>,
 }
 
 /// Where the guest's tables lead.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum GuestSide {
     /// To a page.
     Page {
         /// The byte.
-        #[serde(serialize_with = "hex")]
+        #[serde(with = "hex")]
+        #[schema(value_type = String)]
         gpa: Gpa,
         /// The page's size in bytes.
         page_bytes: u64,
         /// What all entries together allow: `read write execute user`.
-        rights: Vec<&'static str>,
+        rights: Vec<String>,
         /// A global page.
         global: bool,
+        /// The protection key.
+        key: u8,
     },
     /// Nowhere: the guest gets `#PF`.
     PageFault {
         /// What the exception pushes.
-        #[serde(serialize_with = "hex")]
+        #[serde(with = "hex")]
+        #[schema(value_type = String)]
         error_code: u32,
         /// The same in words.
-        reasons: Vec<&'static str>,
+        reasons: Vec<String>,
+        /// Which rule of the architecture, and which entry.
+        rule: String,
+    },
+    /// Nowhere: the address is not canonical, and the guest gets `#GP(0)` (`#SS(0)` by RSP or RBP).
+    NotCanonical {
+        /// How many bits are translated.
+        linear_bits: u8,
     },
     /// The host has no memory behind a guest table.
     HostFault {
         /// Where.
-        #[serde(serialize_with = "hex")]
+        #[serde(with = "hex")]
+        #[schema(value_type = String)]
         hva: Hva,
     },
 }
 
 /// The memslot that holds the guest physical address.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SlotSide {
-    /// Its number.
-    pub slot: u32,
-    /// Its address space.
-    pub address_space: u32,
-    /// Its first guest physical address.
-    #[serde(serialize_with = "hex")]
-    pub gpa: Gpa,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// Where it begins in the monitor.
-    #[serde(serialize_with = "hex")]
-    pub hva: Hva,
-    /// The guest may write.
-    pub writable: bool,
-    /// Writes are logged.
-    pub logs_dirty: bool,
+    /// The slot.
+    #[serde(flatten)]
+    pub range: SlotRange,
     /// How far into the slot the address is.
-    #[serde(serialize_with = "hex")]
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
     pub offset: u64,
 }
 
-/// One entry of our second level on the way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SecondLevelSide {
-    /// 3 is the root.
+/// One entry of the accelerator's tables on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TableEntry {
+    /// The highest is the root.
     pub level: u8,
     /// The entry as it stands in memory; 0 is empty.
-    #[serde(serialize_with = "hex")]
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
     pub value: u64,
     /// Where it leads, if it maps a page.
-    #[serde(serialize_with = "hex_option")]
+    #[serde(with = "hex::option")]
+    #[schema(value_type = Option<String>)]
     pub hva: Option<Hva>,
-    /// Whether it takes writes.
-    pub writable: bool,
+    /// Its bits in words.
+    pub flags: Vec<String>,
+}
+
+/// What the accelerator keeps to go from the guest's address to the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "path", rename_all = "snake_case")]
+pub enum SecondLevel {
+    /// Tables from GPA to HVA.
+    Nested {
+        /// From the root on.
+        entries: Vec<TableEntry>,
+    },
+    /// Tables from GVA to HVA.
+    Shadow {
+        /// From the root on; none where the present root has no shadow page yet.
+        entries: Vec<TableEntry>,
+    },
+    /// Nothing but the TLB.
+    Direct,
+    /// It can't be seen.
+    Hidden {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// What the vCPU's TLB holds for the address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "tlb", rename_all = "snake_case")]
+pub enum TlbSide {
+    /// An access goes through without asking.
+    Hit {
+        /// Where it leads.
+        #[serde(with = "hex")]
+        #[schema(value_type = String)]
+        hva: Hva,
+        /// What goes through: `read`, `write`.
+        allows: Vec<String>,
+    },
+    /// The next access asks the tables.
+    Miss,
+    /// It can't be seen.
+    Hidden {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// The vCPU that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VcpuSide {
+    /// Which.
+    pub vcpu: u32,
+    /// What it will run next.
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
+    pub rip: Gva,
+    /// Its privilege level.
+    pub cpl: u8,
+}
+
+/// The registers that govern the walk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PagingSide {
+    /// `4-level paging` and so on.
+    pub mode: String,
+    /// CR0.
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
+    pub cr0: u64,
+    /// CR3.
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
+    pub cr3: u64,
+    /// CR4.
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
+    pub cr4: u64,
+    /// EFER.
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
+    pub efer: u64,
+    /// What of these forbids or allows: `WP SMEP SMAP NX PKE`.
+    pub in_force: Vec<String>,
 }
 
 /// The whole way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Chain {
-    /// The address asked for.
-    #[serde(serialize_with = "hex")]
-    pub gva: Gva,
+    /// The address as it was asked for: `gva:0x1000`.
+    pub asked: String,
+    /// The symbol that holds it, where symbols were given.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub symbol: Option<String>,
+    /// The guest virtual address, where one was asked for.
+    #[serde(with = "hex::option")]
+    #[schema(value_type = Option<String>)]
+    pub gva: Option<Gva>,
     /// The access asked about.
     pub access: String,
-    /// The paging mode.
-    pub mode: &'static str,
+    /// Whose registers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vcpu: Option<VcpuSide>,
+    /// How the guest's addresses are translated, where a virtual one was asked for.
+    pub paging: Option<PagingSide>,
     /// The guest's entries that were read, from the root on.
     pub entries: Vec<GuestEntry>,
     /// Where they lead.
-    pub guest: GuestSide,
+    pub guest: Option<GuestSide>,
+    /// The guest physical address, where there is one.
+    #[serde(with = "hex::option")]
+    #[schema(value_type = Option<String>)]
+    pub gpa: Option<Gpa>,
+    /// What lies there, where the monitor tells: `ram`, `pci`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub region: Option<String>,
     /// The slot, where there is one.
     pub slot: Option<SlotSide>,
-    /// Our second level, on the nested path.
-    pub second_level: Option<Vec<SecondLevelSide>>,
+    /// What the accelerator's tables hold.
+    pub second_level: Option<SecondLevel>,
+    /// What the TLB holds.
+    pub tlb: Option<TlbSide>,
     /// The host's side, where a slot leads there.
     pub host: Option<HostSide>,
+    /// Who else leads there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub backwards: Option<Backwards>,
+    /// What an access would do now, in one sentence.
+    pub verdict: String,
+    /// What could not be seen from here, and why.
+    pub unknown: Vec<String>,
 }
 
 impl Chain {
-    /// The guest physical address, where the guest's tables lead to one.
-    pub fn gpa(&self) -> Option<Gpa> {
-        match self.guest {
-            GuestSide::Page { gpa, .. } => Some(gpa),
+    /// The entries of the second level, on the nested path.
+    pub fn nested(&self) -> Option<&[TableEntry]> {
+        match &self.second_level {
+            Some(SecondLevel::Nested { entries }) => Some(entries),
             _ => None,
         }
     }
-}
 
-/// Follows an address through all four spaces.
-pub fn explain(
-    mmu: &Arc<Mmu>,
-    pagemap: &Pagemap,
-    question: &Question,
-) -> Result<Chain, PagemapError> {
-    // A vCPU of our own, that runs nothing: a walker with the registers asked about.
-    let mut walker = VcpuMmu::new(mmu, u32::MAX);
-    let _ = walker.set_features(question.features);
-    // It holds no translation that a change of registers could make stale.
-    let _ = walker.set_registers(&question.registers);
-    let mode = walker.regime().mode();
-    let mut entries = Vec::new();
-    let mut record = |step: Step| entries.push(guest_entry(mode, question.gva, step));
-    let found = walker.probe(question.gva, question.access, &mut record);
-    let guest = match found {
-        Ok(probe) => GuestSide::Page {
-            gpa: probe.page.gpa,
-            page_bytes: page_bytes(mode, probe.page.size),
-            rights: rights_words(probe.page.rights),
-            global: probe.page.global,
-        },
-        Err(fault) => guest_fault(fault),
-    };
-    let mut chain = Chain {
-        gva: question.gva,
-        access: describe_access(question.access),
-        mode: mode_name(mode),
-        entries,
-        guest,
-        slot: None,
-        second_level: None,
-        host: None,
-    };
-    if let Some(gpa) = chain.gpa() {
-        follow_physical(&mut chain, mmu, pagemap, gpa)?;
+    /// The page frame that serves the address, where the host tells.
+    pub fn frame(&self) -> Option<u64> {
+        Some(self.host.as_ref()?.hpa?.raw() >> 12)
     }
-    Ok(chain)
-}
-
-fn follow_physical(
-    chain: &mut Chain,
-    mmu: &Mmu,
-    pagemap: &Pagemap,
-    gpa: Gpa,
-) -> Result<(), PagemapError> {
-    let table = mmu.slots().snapshot(0);
-    let slot = table.find(gpa.frame());
-    chain.slot = slot.map(|slot| slot_side(slot, gpa));
-    if mmu.path() == PagingPath::Nested {
-        chain.second_level = Some(second_level(mmu, gpa));
-    }
-    if let Some(hva) = slot.and_then(|s| s.hva_at(gpa)) {
-        chain.host = Some(HostSide::read(pagemap, hva)?);
-    }
-    Ok(())
-}
-
-fn guest_entry(mode: PagingMode, gva: Gva, step: Step) -> GuestEntry {
-    let mut flags = pte_flags(step.value);
-    if step.level == 1 {
-        // The bit that says "large page" above is one of PAT's here.
-        for flag in flags.iter_mut().filter(|f| **f == "PS") {
-            *flag = "PAT";
-        }
-    }
-    let table_bytes = if mode == PagingMode::Pae && step.level == 3 {
-        32
-    } else {
-        4096
-    };
-    GuestEntry {
-        name: entry_name(step.level),
-        level: step.level,
-        index: if table_bytes == 32 {
-            (gva.raw() >> 30) & 3
-        } else {
-            step.gpa.page_offset(PageSize::Size4K) / mode.entry_bytes()
-        },
-        gpa: step.gpa,
-        value: step.value,
-        flags,
-    }
-}
-
-/// Without paging the walker answers for as much as it can; a person thinks of one address.
-fn page_bytes(mode: PagingMode, size: PageSize) -> u64 {
-    match mode {
-        PagingMode::Off => PageSize::Size4K.bytes(),
-        _ => size.bytes(),
-    }
-}
-
-fn rights_words(rights: Rights) -> Vec<&'static str> {
-    let mut words = vec!["read"];
-    let names = [
-        (Rights::WRITE, "write"),
-        (Rights::EXECUTE, "execute"),
-        (Rights::USER, "user"),
-    ];
-    words.extend(
-        names
-            .iter()
-            .filter(|(bit, _)| rights.contains(*bit))
-            .map(|(_, name)| *name),
-    );
-    words
-}
-
-fn guest_fault(fault: Fault) -> GuestSide {
-    match fault {
-        Fault::Page(fault) => GuestSide::PageFault {
-            error_code: fault.error_code.bits(),
-            reasons: error_code_words(fault.error_code),
-        },
-        Fault::Host(fault) => GuestSide::HostFault { hva: fault.hva },
-        // A probe asks the guest's tables alone, and these come from what lies behind them.
-        Fault::Mmio { gpa, .. } | Fault::ReadOnly { gpa, .. } => GuestSide::Page {
-            gpa,
-            page_bytes: PageSize::Size4K.bytes(),
-            rights: Vec::new(),
-            global: false,
-        },
-    }
-}
-
-fn slot_side(slot: &Slot, gpa: Gpa) -> SlotSide {
-    let range = slot.range();
-    SlotSide {
-        slot: slot.id.number().into(),
-        address_space: slot.id.address_space() as u32,
-        gpa: range.start(),
-        bytes: range.len(),
-        hva: slot.hva,
-        writable: slot.is_writable(),
-        logs_dirty: slot.logs_dirty(),
-        offset: range.offset_of(gpa).unwrap_or_default(),
-    }
-}
-
-fn second_level(mmu: &Mmu, gpa: Gpa) -> Vec<SecondLevelSide> {
-    let entries = mmu.second_level(0, gpa).into_iter();
-    entries
-        .map(|entry| SecondLevelSide {
-            level: entry.level,
-            value: entry.raw,
-            hva: entry.hva,
-            writable: entry.writable,
-        })
-        .collect()
 }

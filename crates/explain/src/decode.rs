@@ -27,7 +27,7 @@ pub(crate) fn entry_name(level: u8) -> &'static str {
 }
 
 /// The flags of an entry that are set, in the order of their bits: `P RW US A D`.
-pub fn pte_flags(value: u64) -> Vec<&'static str> {
+pub fn pte_flags(value: u64) -> Vec<String> {
     let pte = Pte::from_bits_retain(value);
     let names = [
         (Pte::P, "P"),
@@ -42,16 +42,21 @@ pub fn pte_flags(value: u64) -> Vec<&'static str> {
         (Pte::NX, "NX"),
     ];
     let set = names.iter().filter(|(bit, _)| pte.contains(*bit));
-    set.map(|(_, name)| *name).collect()
+    words(set.map(|(_, name)| *name))
+}
+
+/// Words, owned.
+pub(crate) fn words<'a>(words: impl Iterator<Item = &'a str>) -> Vec<String> {
+    words.map(str::to_owned).collect()
 }
 
 /// The bits of a page fault's error code in words.
-pub fn error_code_words(code: PageFaultCode) -> Vec<&'static str> {
-    let mut words = vec![if code.contains(PageFaultCode::PRESENT) {
+pub fn error_code_words(code: PageFaultCode) -> Vec<String> {
+    let first = if code.contains(PageFaultCode::PRESENT) {
         "protection violation"
     } else {
         "page not present"
-    }];
+    };
     let names = [
         (PageFaultCode::WRITE, "write"),
         (PageFaultCode::USER, "user"),
@@ -59,13 +64,8 @@ pub fn error_code_words(code: PageFaultCode) -> Vec<&'static str> {
         (PageFaultCode::FETCH, "instruction fetch"),
         (PageFaultCode::PROTECTION_KEY, "protection key"),
     ];
-    words.extend(
-        names
-            .iter()
-            .filter(|(bit, _)| code.contains(*bit))
-            .map(|(_, name)| *name),
-    );
-    words
+    let set = names.iter().filter(|(bit, _)| code.contains(*bit));
+    words(std::iter::once(first).chain(set.map(|(_, name)| *name)))
 }
 
 /// `supervisor read`, `user fetch` …

@@ -4,25 +4,30 @@ use std::path::PathBuf;
 
 use addr::{Address, Frame, Hpa, Hva, PageSize};
 use memory::pagemap::{FrameNumber, PageFlags, PageState, Pagemap, PagemapError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::hex::{hex, hex_option};
+use crate::hex;
 
 /// What the host's page tables say about one byte of the monitor's memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostSide {
     /// The byte.
-    #[serde(serialize_with = "hex")]
+    #[serde(with = "hex")]
+    #[schema(value_type = String)]
     pub hva: Hva,
     /// The file behind the mapping (a memfd is one), if any.
+    #[schema(value_type = Option<String>)]
     pub file: Option<PathBuf>,
     /// Where in that file the byte is.
-    #[serde(serialize_with = "hex_option")]
+    #[serde(with = "hex::option")]
+    #[schema(value_type = Option<String>)]
     pub file_offset: Option<u64>,
     /// `present`, `present, frame hidden`, `swapped`, `absent` or `not mapped`.
-    pub state: &'static str,
+    pub state: String,
     /// The byte's place in the host's memory, where the host tells it.
-    #[serde(serialize_with = "hex_option")]
+    #[serde(with = "hex::option")]
+    #[schema(value_type = Option<String>)]
     pub hpa: Option<Hpa>,
     /// Whether the frame belongs to a huge page, where the host tells it.
     pub huge: Option<bool>,
@@ -44,13 +49,13 @@ impl HostSide {
             hva,
             file: mapping.as_ref().and_then(|m| m.path.clone()),
             file_offset: mapping.as_ref().and_then(|m| m.file_offset(hva)),
-            state: match page.entry.state {
+            state: String::from(match page.entry.state {
                 _ if mapping.is_none() => "not mapped",
                 PageState::Present(FrameNumber::Known(_)) => "present",
                 PageState::Present(FrameNumber::Hidden) => "present, frame hidden",
                 PageState::Swapped { .. } => "swapped",
                 PageState::Absent => "absent",
-            },
+            }),
             hpa,
             huge: page.is_huge(),
             flags: page.flags.map(flag_words),

@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use crate::ending::{EXIT_CODES, Ending};
 use crate::exec::ExecOptions;
+use crate::look::{explain::ExplainOptions, power::PowerOptions, ps::PsOptions};
 use crate::run::RunOptions;
 use crate::tour::TourOptions;
 
@@ -30,6 +31,18 @@ pub(crate) enum Command {
     Exec(ExecOptions),
     /// See, on a guest that runs now, how its addresses become places in this machine's memory
     Tour(TourOptions),
+    /// List the machines that run now
+    Ps(PsOptions),
+    /// Explain the whole way of one address of a running machine, through all four spaces
+    Explain(ExplainOptions),
+    /// Stop a machine's vCPUs between two instructions
+    Pause(PowerOptions),
+    /// Let a paused machine's vCPUs go on
+    Resume(PowerOptions),
+    /// End a machine, as pulling the plug would
+    Stop(PowerOptions),
+    /// Write the description of the control API (an `OpenAPI` document) to standard output
+    Openapi,
     /// Write a completion script for a shell to standard output
     #[command(hide = true)]
     Completions {

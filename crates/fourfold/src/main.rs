@@ -4,6 +4,7 @@ mod cli;
 mod doctor;
 mod ending;
 mod exec;
+mod look;
 mod run;
 mod tour;
 
@@ -18,6 +19,12 @@ fn main() -> std::process::ExitCode {
         Command::Doctor(options) => doctor::run(&options),
         Command::Exec(options) => exec::run(&options),
         Command::Tour(options) => tour::run(&options),
+        Command::Ps(options) => look::ps::run(&options),
+        Command::Explain(options) => look::explain::run(&options),
+        Command::Pause(options) => look::power::pause(&options),
+        Command::Resume(options) => look::power::resume(&options),
+        Command::Stop(options) => look::power::stop(&options),
+        Command::Openapi => look::openapi(),
         Command::Completions { shell } => Ok(cli::completions(shell)),
         Command::Man => cli::manual(),
     };

@@ -55,4 +55,5 @@ pub use mmu::{Mmu, MmuConfig, PagingPath};
 pub use nested::SecondLevelEntry;
 pub use registers::{GigabytePages, PagingFeatures, PagingRegisters, Regime, Vendor};
 pub use rights::Rights;
+pub use shadow::ShadowEntry;
 pub use vcpu::{Probe, TlbEffect, VcpuMmu};

@@ -3,16 +3,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use addr::Gpa;
+use addr::{Gpa, Gva};
 use arc_swap::ArcSwapOption;
 use memory::access;
 use memory::dirty::DirtyRing;
 use memory::quiesce::{Domain, Participant, Requests};
 use memory::slot::{Listener, Slots};
+use x86::paging::PagingMode;
 
 use crate::event::{FaultEvent, Subscriber};
 use crate::nested::{SecondLevel, SecondLevelEntry};
-use crate::shadow::Shadow;
+use crate::registers::Regime;
+use crate::shadow::{Shadow, ShadowEntry};
 use crate::stats::{ShadowStats, VcpuStats, VmStats};
 use crate::working_set::Tracker;
 
@@ -166,6 +168,25 @@ impl Mmu {
         self.second
             .get(address_space)
             .map_or_else(Vec::new, |second| second.path_to(gpa.frame()))
+    }
+
+    /// The entries of the shadow tables on the way to `gva`, for a vCPU in this regime; for those
+    /// who show.
+    pub fn shadow_path(&self, address_space: usize, regime: &Regime, gva: Gva) -> Vec<ShadowEntry> {
+        let linear = regime.linear(gva);
+        let top = match regime.mode() {
+            PagingMode::Off => return Vec::new(),
+            PagingMode::Pae => regime.tops()[(linear >> 30 & 3) as usize],
+            _ => regime.tops()[0],
+        };
+        let table = self.slots.snapshot(address_space);
+        let root = top
+            .and_then(|gpa| table.find(gpa.frame())?.hva_of(gpa.frame()))
+            .map(addr::Hva::frame);
+        match (&self.shadow, root) {
+            (Some(shadow), Some(root)) => shadow.path_to(root, address_space, regime, linear),
+            _ => Vec::new(),
+        }
     }
 
     /// Takes back the entries that the monitor collected from all dirty rings, and has the next

@@ -125,7 +125,7 @@ impl Regime {
     }
 
     /// The top tables: CR3's, or in PAE paging one for each PDPTE that is present.
-    pub(crate) fn tops(&self) -> [Option<Gpa>; 4] {
+    pub fn tops(&self) -> [Option<Gpa>; 4] {
         match self.mode {
             PagingMode::Off => [None; 4],
             PagingMode::Pae => self
@@ -136,7 +136,7 @@ impl Regime {
     }
 
     /// The part of a linear address that is translated.
-    pub(crate) fn linear(&self, gva: addr::Gva) -> u64 {
+    pub fn linear(&self, gva: addr::Gva) -> u64 {
         match self.mode {
             PagingMode::Off | PagingMode::Bits32 | PagingMode::Pae => gva.raw() & 0xffff_ffff,
             PagingMode::Level4 | PagingMode::Level5 => {

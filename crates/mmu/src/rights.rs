@@ -21,7 +21,7 @@ bitflags! {
 
 impl Rights {
     /// What one entry grants. Where NX is not in force, bit 63 is reserved and never gets here.
-    pub(crate) fn of_entry(pte: u64) -> Self {
+    pub fn of_entry(pte: u64) -> Self {
         let write_user = (pte >> 1) as u8 & 0b11;
         let execute = (!(pte >> 63) as u8 & 1) << 2;
         Self::from_bits_retain(write_user | execute)

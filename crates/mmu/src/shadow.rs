@@ -57,6 +57,7 @@ use crate::registers::Regime;
 use crate::stats::ShadowStats;
 
 pub(crate) use fault::{Path, Retry};
+pub use lookup::ShadowEntry;
 pub(crate) use sync::{Flush, Waiting};
 
 /// The shadow tables of one VM.

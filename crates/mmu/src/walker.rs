@@ -360,7 +360,7 @@ impl Regime {
     }
 
     /// The page that a present entry maps, or `None` where it points to a table.
-    pub(crate) fn page_size(&self, level: u8, pte: u64) -> Option<PageSize> {
+    pub fn page_size(&self, level: u8, pte: u64) -> Option<PageSize> {
         let large = pte & Pte::PS.bits() != 0;
         match level {
             1 => Some(PageSize::Size4K),
@@ -373,6 +373,11 @@ impl Regime {
         }
     }
 
+    /// Which bits of an entry must be 0 and are not.
+    pub fn reserved_set(&self, level: u8, pte: u64) -> u64 {
+        pte & self.reserved_bits(level, self.page_size(level, pte))
+    }
+
     /// Which bits of an entry must be 0.
     pub(crate) fn reserved_bits(&self, level: u8, page: Option<PageSize>) -> u64 {
         match page {
@@ -382,7 +387,7 @@ impl Regime {
     }
 
     /// The bits of an entry that point to a table.
-    pub(crate) fn table_mask(&self) -> u64 {
+    pub fn table_mask(&self) -> u64 {
         match self.mode {
             PagingMode::Bits32 => ADDRESS_MASK_32,
             _ => ADDRESS_MASK,
@@ -390,7 +395,7 @@ impl Regime {
     }
 
     /// The page's address in an entry that maps one. Reserved bits are known to be 0.
-    pub(crate) fn page_address(&self, pte: u64, size: PageSize) -> u64 {
+    pub fn page_address(&self, pte: u64, size: PageSize) -> u64 {
         match size {
             PageSize::Size4M => (pte & 0xffc0_0000) | ((pte >> 13) & 0xff) << 32,
             _ => pte & self.table_mask() & !size.offset_mask(),

@@ -23,7 +23,9 @@ mod interrupts;
 mod layout;
 mod machine;
 mod outcome;
+mod pause;
 mod ram;
+mod remote;
 mod run;
 mod space;
 
@@ -32,3 +34,5 @@ pub use config::{Initrd, MachineConfig, SerialOutput};
 pub use error::BuildError;
 pub use machine::{Input, Machine, Stopper};
 pub use outcome::{Crash, Outcome};
+pub use pause::{Hold, PauseError};
+pub use remote::{Facts, Region, RegionKind, Remote};

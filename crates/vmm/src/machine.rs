@@ -27,6 +27,7 @@ use crate::{
     interrupts, layout,
     outcome::{Crash, Ending, Outcome},
     ram::Ram,
+    remote::{Facts, Remote},
     run::{Shared, VcpuThread},
     space,
 };
@@ -38,7 +39,9 @@ pub struct Machine {
     vcpus: Vec<Box<dyn Vcpu>>,
     shared: Arc<Shared>,
     serial: [Arc<Serial>; 3],
-    _vm: Arc<dyn Vm>,
+    vm: Arc<dyn Vm>,
+    slots: space::KnownSlots,
+    facts: Facts,
     _ram: Ram,
 }
 
@@ -68,6 +71,13 @@ impl Machine {
     /// Builds what `config` says on `accelerator`.
     pub fn build(config: MachineConfig, accelerator: &dyn Accelerator) -> Result<Self, BuildError> {
         check_cpus(config.cpus, accelerator)?;
+        let facts = Facts {
+            name: config.name.clone(),
+            accelerator: accelerator.kind(),
+            kernel: config.kernel.clone(),
+            memory: config.memory,
+            cpus: config.cpus,
+        };
         let ram = Ram::new(config.memory)?;
         let entry = boot::load(
             &ram,
@@ -79,7 +89,7 @@ impl Machine {
         let vm = accelerator.create_vm().named("KVM_CREATE_VM")?;
         set_up_vm(&*vm)?;
         let space = space::with_ram(&ram)?;
-        space::follow(&space, &vm)?;
+        let slots = space::follow(&space, &vm)?;
         let ending = Arc::new(Ending::default());
         let vcpus = cpus::create(accelerator, &*vm, config.cpus, &entry)?;
         let mut ports = PortBus::default();
@@ -96,9 +106,12 @@ impl Machine {
                 ports,
                 space,
                 ending,
+                gate: Arc::default(),
             }),
             serial,
-            _vm: vm,
+            vm,
+            slots,
+            facts,
             _ram: ram,
         })
     }
@@ -118,6 +131,18 @@ impl Machine {
         Stopper(self.shared.ending.clone())
     }
 
+    /// A handle for those who look at it while it runs.
+    pub fn remote(&self) -> Remote {
+        Remote::new(
+            self.facts.clone(),
+            self.shared.gate.clone(),
+            self.stopper(),
+            self.vm.clone(),
+            self.slots.clone(),
+            self.shared.space.clone(),
+        )
+    }
+
     /// Runs it to its end.
     pub fn run(mut self) -> Outcome {
         let mut threads = Vec::new();
@@ -132,6 +157,7 @@ impl Machine {
             }
         }
         let outcome = self.shared.ending.wait();
+        self.shared.gate.open_for_good();
         threads.into_iter().for_each(VcpuThread::stop);
         outcome
     }

@@ -13,6 +13,7 @@ use memory::space::Space;
 
 use crate::{
     outcome::{Crash, Ending, Outcome},
+    pause::Gate,
     space,
 };
 
@@ -21,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) ports: PortBus,
     pub(crate) space: Arc<Space>,
     pub(crate) ending: Arc<Ending>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// A vCPU's thread.
@@ -43,7 +45,9 @@ impl VcpuThread {
             index,
             left: left.clone(),
             ending: shared.ending.clone(),
+            gate: shared.gate.clone(),
         };
+        shared.gate.join(index, kicker.clone());
         let thread = thread::Builder::new()
             .name(format!("vcpu {index}"))
             .spawn(move || {
@@ -73,6 +77,7 @@ struct Leaving {
     index: u8,
     left: Arc<AtomicBool>,
     ending: Arc<Ending>,
+    gate: Arc<Gate>,
 }
 
 impl Drop for Leaving {
@@ -82,14 +87,35 @@ impl Drop for Leaving {
             rip: None,
             cause: "its thread ended; this is a bug of Fourfold".to_owned(),
         }));
+        self.gate.leave(self.index);
         self.left.store(true, Ordering::Release);
     }
 }
 
+/// Whether a vCPU stands between two instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Boundary {
+    /// It may be stopped and looked at.
+    Here,
+    /// The accelerator has yet to complete the last instruction.
+    Ahead,
+}
+
 fn run(index: u8, mut vcpu: Box<dyn Vcpu>, shared: &Shared) {
+    let mut boundary = Boundary::Here;
     while !shared.ending.is_reported() {
+        if shared.gate.is_asked() {
+            match boundary {
+                Boundary::Here => shared.gate.park(index, &mut *vcpu),
+                // The next run completes the instruction and comes back.
+                Boundary::Ahead => vcpu.kicker().kick(),
+            }
+        }
         let cause = match step(&mut *vcpu, shared) {
-            Ok(()) => continue,
+            Ok(reached) => {
+                boundary = reached;
+                continue;
+            }
             Err(cause) => cause,
         };
         let rip = vcpu.get_regs().ok().map(|regs| Gva::new(regs.rip));
@@ -102,7 +128,7 @@ fn run(index: u8, mut vcpu: Box<dyn Vcpu>, shared: &Shared) {
 }
 
 /// Runs to the next exit and handles it; an error is what the machine dies of.
-fn step(vcpu: &mut dyn Vcpu, shared: &Shared) -> Result<(), String> {
+fn step(vcpu: &mut dyn Vcpu, shared: &Shared) -> Result<Boundary, String> {
     match vcpu.run().map_err(|error| format!("KVM_RUN: {error}"))? {
         Exit::IoIn { port, size, data } => {
             for element in data.chunks_mut(usize::from(size.max(1))) {
@@ -116,7 +142,8 @@ fn step(vcpu: &mut dyn Vcpu, shared: &Shared) -> Result<(), String> {
         }
         Exit::MmioRead { gpa, data } => space::read(&shared.space, gpa, data),
         Exit::MmioWrite { gpa, data } => space::write(&shared.space, gpa, data),
-        Exit::Halt | Exit::Interrupted | Exit::InterruptWindow | Exit::SetTpr => {}
+        Exit::Interrupted => return Ok(Boundary::Here),
+        Exit::Halt | Exit::InterruptWindow | Exit::SetTpr => {}
         Exit::Shutdown => {
             return Err("triple fault: the guest could handle no exception".to_owned());
         }
@@ -128,7 +155,7 @@ fn step(vcpu: &mut dyn Vcpu, shared: &Shared) -> Result<(), String> {
         }
         other => return Err(format!("an exit that nothing asked for: {other:?}")),
     }
-    Ok(())
+    Ok(Boundary::Ahead)
 }
 
 /// `KVM_INTERNAL_ERROR_EMULATION`.

@@ -11,7 +11,7 @@
     reason = "memory slots hand the monitor's memory to the guest"
 )]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use accel::Vm;
 use addr::{Gpa, GpaRange};
@@ -64,12 +64,30 @@ pub(crate) fn add_device(
 }
 
 /// Makes memory slots of `vm` follow the space, now and from now on.
-pub(crate) fn follow(space: &Space, vm: &Arc<dyn Vm>) -> Result<(), SpaceError> {
+pub(crate) fn follow(space: &Space, vm: &Arc<dyn Vm>) -> Result<KnownSlots, SpaceError> {
     let limit = vm.check_extension(KVM_CAP_NR_MEMSLOTS);
+    let known = KnownSlots::default();
     space.listen(Box::new(SlotListener {
         vm: vm.clone(),
         assigner: SlotAssigner::new(u32::try_from(limit).unwrap_or(0)),
-    }))
+        known: known.clone(),
+    }))?;
+    Ok(known)
+}
+
+/// The memory slots that exist, for those who show them.
+#[derive(Clone, Default)]
+pub(crate) struct KnownSlots(Arc<Mutex<Vec<SlotCall>>>);
+
+impl KnownSlots {
+    /// The slots, by guest address.
+    pub(crate) fn get(&self) -> Vec<SlotCall> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SlotCall>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A load of the guest outside RAM. Addresses that nobody answers read as ones.
@@ -102,6 +120,7 @@ impl Mmio for Registers {
 struct SlotListener {
     vm: Arc<dyn Vm>,
     assigner: SlotAssigner,
+    known: KnownSlots,
 }
 
 impl SlotListener {
@@ -130,6 +149,7 @@ impl Listener for SlotListener {
         for call in self.assigner.follow(difference)? {
             self.make(call)?;
         }
+        *self.known.lock() = self.assigner.slots().copied().collect();
         Ok(())
     }
 }

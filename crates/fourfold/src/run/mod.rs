@@ -7,8 +7,10 @@
 //! | [`initramfs`] | the default initial RAM disk: busybox, modules, an init                    |
 //! | [`console`]   | the terminal as the guest's serial port                                    |
 //! | [`exec`]      | one command in the guest: its output and exit code                         |
+//! | [`control`]   | the machine's control socket                                               |
 
 mod console;
+mod control;
 mod exec;
 mod fetch;
 mod initramfs;
@@ -27,6 +29,7 @@ use vmm::{Initrd, Machine, MachineConfig, Outcome, SerialOutput};
 
 pub(crate) use options::RunOptions;
 
+use self::control::Control;
 use crate::ending::Ending;
 use console::Console;
 use exec::{Capture, Log, LogDestination};
@@ -53,14 +56,15 @@ fn plan_and_run(options: RunOptions) -> Result<Ending> {
     {
         return Ok(Ending::HostLacks(refusal));
     }
+    let control = Control::open(&plan)?;
     let boot = Boot::prepare(&plan)?;
     if plan.exec.is_none() {
         announce(&plan, &choice, &boot);
     }
     loop {
         let run = match &plan.exec {
-            None => run_interactive(&plan, &choice, &boot)?,
-            Some(_) => run_command(&plan, &choice, &boot)?,
+            None => run_interactive(&plan, &choice, &boot, &control)?,
+            Some(_) => run_command(&plan, &choice, &boot, &control)?,
         };
         match run {
             Finished::Again => {}
@@ -150,7 +154,7 @@ fn machine(
     serial: [SerialOutput; 3],
 ) -> Result<Machine> {
     let config = MachineConfig {
-        name: plan.name.clone(),
+        name: plan.name.as_str().to_owned(),
         memory: plan.memory,
         cpus: plan.cpus,
         kernel: boot.kernel.clone(),
@@ -176,7 +180,12 @@ fn nowhere() -> SerialOutput {
     Box::new(io::sink())
 }
 
-fn run_interactive(plan: &Plan, choice: &Choice, boot: &Boot) -> Result<Finished> {
+fn run_interactive(
+    plan: &Plan,
+    choice: &Choice,
+    boot: &Boot,
+    control: &Control,
+) -> Result<Finished> {
     let output: SerialOutput = match &plan.serial {
         SerialTarget::Stdio => Box::new(io::stdout()),
         SerialTarget::None => nowhere(),
@@ -187,6 +196,7 @@ fn run_interactive(plan: &Plan, choice: &Choice, boot: &Boot) -> Result<Finished
     };
     let machine = machine(plan, choice, boot, [output, nowhere(), nowhere()])?;
     stop_after(plan.timeout, &machine);
+    let _attached = control.attach(plan, &machine)?;
     let outcome = if plan.serial == SerialTarget::Stdio {
         let _console = Console::attach(machine.com1(), machine.stopper());
         machine.run()
@@ -200,7 +210,7 @@ fn run_interactive(plan: &Plan, choice: &Choice, boot: &Boot) -> Result<Finished
     })
 }
 
-fn run_command(plan: &Plan, choice: &Choice, boot: &Boot) -> Result<Finished> {
+fn run_command(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> Result<Finished> {
     let capture = Capture::new(&boot.nonce, io::stdout());
     let log = Log::new(match plan.serial {
         SerialTarget::Stdio => LogDestination::Shown,
@@ -213,6 +223,7 @@ fn run_command(plan: &Plan, choice: &Choice, boot: &Boot) -> Result<Finished> {
     ];
     let machine = machine(plan, choice, boot, serial)?;
     stop_after(plan.timeout, &machine);
+    let _attached = control.attach(plan, &machine)?;
     let outcome = machine.run();
     if let Some(code) = capture.code() {
         return Ok(Finished::With(Ending::Command(code)));

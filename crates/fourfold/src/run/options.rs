@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, str::FromStr, time::Duration};
 use accel::{Preference, user};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use control::Wanted;
 use devices::virtio::blk::DiskAccess;
 use kvm::PagingPath;
 use serde::Deserialize;
@@ -46,9 +47,12 @@ pub(crate) struct RunOptions {
     /// Where the serial console goes: stdio, none or `file:PATH` [default: stdio; with --exec: none]
     #[arg(long, value_name = "WHERE")]
     serial: Option<String>,
-    /// A name for messages
+    /// The name by which other commands find the machine [default: guest-PID]
     #[arg(long)]
     name: Option<String>,
+    /// Start with the vCPUs stopped, until `fourfold resume`
+    #[arg(long)]
+    paused: bool,
     /// Run this command in the guest; its output and exit code become fourfold's
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
@@ -68,9 +72,28 @@ pub(super) struct Plan {
     pub(super) accel: Preference,
     pub(super) disks: Vec<Disk>,
     pub(super) serial: SerialTarget,
-    pub(super) name: String,
+    pub(super) name: Name,
+    pub(super) start: Wanted,
     pub(super) exec: Option<String>,
     pub(super) timeout: Option<Duration>,
+}
+
+/// How a machine came to its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    /// By the user: it must be that one.
+    Given(String),
+    /// By us.
+    Made(String),
+}
+
+impl Name {
+    /// The name.
+    pub(super) fn as_str(&self) -> &str {
+        match self {
+            Self::Given(name) | Self::Made(name) => name,
+        }
+    }
 }
 
 /// Where COM1 goes.
@@ -129,6 +152,7 @@ impl RunOptions {
             },
             serial: self.serial.or(file.serial),
             name: self.name.or(file.name),
+            paused: self.paused || file.paused,
             exec: self.exec.or(file.exec),
             timeout: self.timeout.or(file.timeout),
         }
@@ -145,7 +169,15 @@ impl RunOptions {
             accel: preference(self.accel.as_deref(), self.paging.as_deref())?,
             disks: self.disk.iter().map(|disk| Disk::parse(disk)).collect(),
             serial: self.serial.as_deref().unwrap_or(default_serial).parse()?,
-            name: self.name.unwrap_or_else(|| "guest".to_owned()),
+            name: match self.name {
+                Some(name) => Name::Given(name),
+                None => Name::Made(format!("guest-{}", std::process::id())),
+            },
+            start: if self.paused {
+                Wanted::Paused
+            } else {
+                Wanted::Running
+            },
             kernel: self.kernel,
             initrd: self.initrd,
             append: self.append,

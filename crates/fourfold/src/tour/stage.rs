@@ -17,7 +17,7 @@ use memory::ram::{GuestRam, RamConfig};
 use memory::slot::{Region, Slots, SlotsConfig};
 use memory::space::{RegionKind, Space};
 use mmu::event::{FaultEvent, Subscriber};
-use mmu::{Access, Mmu, MmuConfig, PagingFeatures, PagingPath, PagingRegisters};
+use mmu::{Access, Mmu, MmuConfig, PagingPath, PagingRegisters};
 use x86::control::{Cr0, Cr4, Efer};
 
 use super::guest;
@@ -184,12 +184,17 @@ impl Stage {
     /// The whole way of an address, as things stand now.
     pub(super) fn explain(&self, gva: Gva, access: Access) -> Result<explain::Chain> {
         let question = explain::Question {
-            gva,
+            target: explain::Target::Gva(gva),
             access,
-            registers: Self::paging_registers(),
-            features: PagingFeatures::default(),
+            search: explain::Search::No,
         };
-        Ok(explain::explain(&self.mmu, &self.pagemap, &question)?)
+        let registers = Self::paging_registers();
+        Ok(explain::explain_own(
+            &self.mmu,
+            &self.pagemap,
+            registers,
+            &question,
+        )?)
     }
 
     /// Bytes of the accelerator's own tables, where it shows them.

@@ -72,7 +72,7 @@ fn first_touch(f: &mut Formatter<'_>, touch: &Touch) -> fmt::Result {
         guest::DATA
     )?;
     indented(f, &touch.before.to_string())?;
-    if touch.before.second_level.is_some() {
+    if touch.before.nested().is_some() {
         writeln!(
             f,
             "\n   The guest's own tables lead to a GPA; the second level is empty there. So:"
@@ -127,7 +127,7 @@ fn where_is_hva(f: &mut Formatter<'_>, story: &Story) -> fmt::Result {
         f,
         "   the entry GPA to HPA, which kvm.ko writes and the CPU walks."
     )?;
-    if story.first.after.second_level.is_some() {
+    if story.first.after.nested().is_some() {
         writeln!(
             f,
             "   Fourfold's second level, shown above, holds host virtual addresses instead: the host's"

@@ -195,3 +195,58 @@ fn read_word(file: Option<&File>, frame: Option<Pfn>) -> Option<u64> {
         .ok()?;
     Some(u64::from_le_bytes(word))
 }
+
+/// What a search for a frame came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameSearch {
+    /// The page that the frame serves.
+    pub page: Option<Hfn>,
+    /// Whether there were pages whose frames the host does not tell.
+    pub hidden: bool,
+}
+
+impl Pagemap {
+    /// The first page that `range` touches which is served by this frame.
+    pub fn find_frame(&self, range: HvaRange, frame: Pfn) -> Result<FrameSearch, PagemapError> {
+        let mut search = FrameSearch::default();
+        self.scan(range, |page, entry| {
+            if entry.frame() == Some(frame) {
+                search.page.get_or_insert(page);
+            }
+            search.hidden |= entry.state == PageState::Present(FrameNumber::Hidden);
+        })?;
+        Ok(search)
+    }
+
+    /// Shows the entry of each page that `range` touches, in order.
+    pub fn scan(
+        &self,
+        range: HvaRange,
+        mut see: impl FnMut(Hfn, PageEntry),
+    ) -> Result<(), PagemapError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let first = range.start().frame().number();
+        let last = Hva::new(range.end().raw() - 1).frame().number();
+        let mut entries = vec![0; CHUNK * ENTRY as usize];
+        for from in (first..=last).step_by(CHUNK) {
+            let count = (last - from + 1).min(CHUNK as u64);
+            let entries = &mut entries[..(count * ENTRY) as usize];
+            let page = Hfn::new(from);
+            self.read_entries(page, entries)
+                .map_err(|source| PagemapError::Read {
+                    hva: page.start(),
+                    source,
+                })?;
+            let (words, _) = entries.as_chunks::<8>();
+            for (number, word) in (from..).zip(words) {
+                see(
+                    Hfn::new(number),
+                    PageEntry::from_raw(u64::from_le_bytes(*word)),
+                );
+            }
+        }
+        Ok(())
+    }
+}

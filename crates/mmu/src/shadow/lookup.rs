@@ -2,13 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use addr::{Address, Frame, Gpa, PageSize};
+use addr::{Address, Frame, Gpa, Hfn, Hva, PageSize};
 use x86::paging::PagingMode;
 
 use super::entry::{Attributes, Entry};
 use super::memory::PageMemory;
+use super::state::{Format, Key, Source};
 use super::{Roots, Shadow, root_index};
 use crate::fill::HostPage;
+use crate::mmu::lock;
 use crate::registers::Regime;
 use crate::rights::Rights;
 use crate::walker::GuestPage;
@@ -27,6 +29,82 @@ impl Shadow {
         }
         let page = roots.pages[root_index(regime, linear)]?;
         Descent::new(regime, linear, page).run()
+    }
+}
+
+/// One entry of the shadow tables, for those who show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowEntry {
+    /// 1 is the lowest.
+    pub level: u8,
+    /// The entry as it stands in memory; 0 is empty.
+    pub raw: u64,
+    /// Where it leads, if it maps a page: the host address of the byte asked for.
+    pub hva: Option<Hva>,
+    /// Its flags: `P`, `leaf`, `R`, `W`, `X`, `U`, `G`, `D`.
+    pub flags: Vec<&'static str>,
+}
+
+impl Shadow {
+    /// The entries on the way to `linear` from the root that these registers select, as a vCPU
+    /// with these registers would find them; none where that root has no shadow page yet.
+    pub(crate) fn path_to(
+        &self,
+        root: Hfn,
+        space: usize,
+        regime: &Regime,
+        linear: u64,
+    ) -> Vec<ShadowEntry> {
+        let state = lock(&self.state);
+        let mut level = regime.mode.levels();
+        let key = Key {
+            source: Source::Table(root),
+            level,
+            space,
+            format: Format::of(regime),
+        };
+        let found = state.by_key.get(&key).map(|id| state.page(*id).memory);
+        let mut path = Vec::new();
+        let mut next = found;
+        while let Some(page) = next {
+            let entry = Entry(
+                page.entry(regime.index(level, linear))
+                    .load(Ordering::Acquire),
+            );
+            path.push(shown(entry, level, regime.mode, linear));
+            next = entry.is_link().then(|| below(page, entry));
+            level -= 1;
+        }
+        path
+    }
+}
+
+fn shown(entry: Entry, level: u8, mode: PagingMode, linear: u64) -> ShadowEntry {
+    let rights = entry.rights();
+    let attributes = entry.attributes();
+    let flags = [
+        (entry.is_present(), "P"),
+        (entry.is_leaf(), "leaf"),
+        (entry.is_guest_page(), "part of a large page"),
+        (entry.host_writable(), "W"),
+        (rights.contains(Rights::WRITE), "guest R/W"),
+        (rights.contains(Rights::USER), "guest U/S"),
+        (rights.contains(Rights::EXECUTE), "guest X"),
+        (attributes.global, "G"),
+        (attributes.dirty, "D"),
+    ];
+    let offset = linear & size_of(mode, level).offset_mask();
+    ShadowEntry {
+        level,
+        raw: entry.0,
+        hva: entry
+            .is_leaf()
+            .then(|| entry.frame().start().wrapping_add(offset)),
+        flags: flags
+            .into_iter()
+            .filter(|(set, _)| *set && entry.is_present())
+            .map(|(_, name)| name)
+            .collect(),
     }
 }
 

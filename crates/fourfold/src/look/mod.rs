@@ -1,0 +1,42 @@
+//! The commands that look at machines which run: `ps`, `explain`, `pause`, `resume`, `stop`.
+//!
+//! Each is one request to a machine's control API, and its answer as text or as JSON.
+
+pub(crate) mod explain;
+pub(crate) mod power;
+pub(crate) mod ps;
+
+use anyhow::{Context, Result};
+use control::{Client, Directory};
+use serde::Serialize;
+
+use crate::ending::Ending;
+
+/// A connection to the machine of this name.
+fn machine(name: &str) -> Result<Client> {
+    let socket = Directory::of_user()?.find(name)?;
+    Ok(Client::new(&socket)?)
+}
+
+/// Prints an answer as JSON.
+fn print_json(answer: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(answer).context("writing JSON")?;
+    say(&format!("{text}\n"))
+}
+
+/// Writes to standard output; a reader that has gone is no error.
+fn say(text: &str) -> Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing the answer")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `fourfold openapi`.
+pub(crate) fn openapi() -> Result<Ending> {
+    print_json(&control::document())?;
+    Ok(Ending::Done)
+}
