@@ -323,14 +323,31 @@ impl Asm {
         self.bytes(&[0xf7, 0xc0 | (dst.0 & 7) << 3 | (src.0 & 7)]);
     }
 
+    /// `rorx dst, src, count` (32 bits): no flags.
+    pub(crate) fn rorx32(&mut self, dst: Reg, src: Reg, count: u8) {
+        let r = (!dst.0 >> 3 & 1) << 7;
+        let b = (!src.0 >> 3 & 1) << 5;
+        let modrm = 0xc0 | (dst.0 & 7) << 3 | (src.0 & 7);
+        self.bytes(&[0xc4, r | 0x40 | b | 3, 0x7b, 0xf0, modrm, count]);
+    }
+
     /// `pext dst, src, [mask]` (64 bits): no flags.
     pub(crate) fn pext_mem(&mut self, dst: Reg, src: Reg, mask: Mem) {
+        self.bits_mem(2, dst, src, mask);
+    }
+
+    /// `pdep dst, src, [mask]` (64 bits): no flags.
+    pub(crate) fn pdep_mem(&mut self, dst: Reg, src: Reg, mask: Mem) {
+        self.bits_mem(3, dst, src, mask);
+    }
+
+    fn bits_mem(&mut self, pp: u8, dst: Reg, src: Reg, mask: Mem) {
         let r = (!dst.0 >> 3 & 1) << 7;
         let xb = !Self::rex_mem(mask) & 3;
         self.bytes(&[
             0xc4,
             r | xb << 5 | Map::Of38 as u8,
-            0x80 | (!src.0 & 15) << 3 | 2,
+            0x80 | (!src.0 & 15) << 3 | pp,
             0xf5,
         ]);
         self.modrm_mem(dst.0, mask);
@@ -494,5 +511,13 @@ mod tests {
             "add 0x1000(%rsp,%r15,8),%rcx"
         );
         assert_eq!(text(|a| a.movzx(Width::B8, t1, t1)), "movzbl %r15b,%r15d");
+        assert_eq!(
+            text(|a| a.rorx32(t0, Reg::RCX, 21)),
+            "rorx $0x15,%ecx,%r11d"
+        );
+        assert_eq!(
+            text(|a| a.pdep_mem(t1, t0, Mem::base(Reg::RSP, 8))),
+            "pdep 8(%rsp),%r11,%r15"
+        );
     }
 }

@@ -100,6 +100,9 @@ fn units(state: &CpuState) -> u32 {
 pub(crate) fn code_context(state: &CpuState) -> CodeContext {
     let size = code_size(state);
     let mut mode = Mode::new(size, view(state)).with(units(state));
+    if matches!(cpl(state), 1 | 2) {
+        mode = mode.with(Mode::MIDDLE);
+    }
     if size == CodeSize::Bits64 {
         return CodeContext {
             mode,

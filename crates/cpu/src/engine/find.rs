@@ -4,6 +4,7 @@ use addr::{Address, Gva, Hva, PageSize};
 
 use super::blocks::{Block, CodeContext, PageKey, check_of};
 use super::code_map::chunks;
+use super::frame::NO_MODE;
 use super::memory::{CodePlace, read_ram};
 use super::segments::{bad_address, is_canonical};
 use super::tlb::code_index;
@@ -69,6 +70,13 @@ impl Vcpu {
     pub(super) fn adopt_context(&mut self, context: CodeContext) {
         self.context = context;
         let view = context.mode.view();
+        let fast = &mut self.frame_mut().fast;
+        fast.view = view as u32;
+        fast.modes[view as usize] = if context.mode.is_64() {
+            context.mode.0
+        } else {
+            NO_MODE
+        };
         if self.contexts[view as usize] != context {
             self.contexts[view as usize] = context;
             self.forget_pages();

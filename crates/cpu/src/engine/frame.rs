@@ -25,8 +25,8 @@ use core::sync::atomic::AtomicU32;
 use std::io;
 use std::ptr::NonNull;
 
-use crate::CpuState;
 use crate::fpu::{FpuState, Pointers};
+use crate::{CpuState, Segment};
 
 /// How far `rsp` points into the frame.
 pub(crate) const BIAS: usize = 76;
@@ -115,6 +115,42 @@ impl Default for X87 {
     }
 }
 
+/// What system instructions that run inline look at, and what they leave behind.
+///
+/// A field that forbids is zero where the instruction may go on by itself; then translated code needs
+/// one `JRCXZ`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fast {
+    /// An event may be due as soon as interrupts are allowed.
+    pub(crate) waits: u32,
+    /// The [`View`] in which translated code runs: some instructions change it.
+    pub(crate) view: u32,
+    /// The mode of the tables of each view, or [`NO_MODE`].
+    pub(crate) modes: [u32; 3],
+    /// `RDTSC`, at CPL 3 and inside.
+    pub(crate) no_tsc: [u32; 2],
+    /// `RDTSCP`, the same.
+    pub(crate) no_tscp: [u32; 2],
+    pub(crate) no_fsgsbase: u32,
+    /// `SYSCALL` and `SYSRET`.
+    pub(crate) no_syscall: u32,
+    pub(crate) no_smap: u32,
+    /// RIP behind the last `STI` that began a shadow, until somebody looks at it.
+    pub(crate) sti_rip: u64,
+    /// Flags that `SYSCALL` leaves, and those that `SYSRET` takes.
+    pub(crate) syscall_keeps: u64,
+    pub(crate) sysret_takes: u64,
+    /// TF.
+    pub(crate) trap_flag: u64,
+    /// CS and SS after `SYSCALL`, and after `SYSRET` to 64-bit mode.
+    pub(crate) kernel: [Segment; 2],
+    pub(crate) user: [Segment; 2],
+}
+
+/// No translation has this mode.
+pub(crate) const NO_MODE: u32 = u32::MAX;
+
 /// See the module.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -154,6 +190,7 @@ pub(crate) struct Frame {
     pub(crate) xtlb: [[u32; XTLB_ENTRIES]; 3],
     pub(crate) jumps: [[u64; JUMP_ENTRIES]; 3],
     pub(crate) bounce: [[u8; BOUNCE_SIZE]; BOUNCE_SLOTS],
+    pub(crate) fast: Fast,
 }
 
 /// The displacement off `rsp` of a field of [`Frame`], given as its offset.

@@ -6,6 +6,7 @@ mod cache;
 mod code_map;
 mod context;
 mod enter;
+mod fast;
 mod filled;
 mod find;
 pub(crate) mod frame;

@@ -20,13 +20,23 @@ impl Vcpu {
         self.kick.clear();
         let requests = self.memory.participant.enter();
         self.begin_run();
+        let before = set_running(Some(self.running()));
         let exit = match self.serve(requests) {
             Ok(()) => self.drive(platform),
             Err(exit) => exit,
         };
+        set_running(before);
         self.end_run();
         self.memory.participant.leave();
         exit
+    }
+
+    fn running(&self) -> Running {
+        Running {
+            frame: self.mapping.frame().as_ptr(),
+            code: self.cache.range(),
+            stub: self.cache.base() + u64::from(self.trap_stub),
+        }
     }
 
     fn begin_run(&mut self) {
@@ -34,6 +44,8 @@ impl Vcpu {
         self.boundary_due = true;
         let state = self.state_changed;
         self.state_changed = false;
+        self.suspect_events();
+        self.refresh_fast();
         self.flags_in();
         self.view().tlb().flush_code();
         if state {
@@ -62,16 +74,18 @@ impl Vcpu {
         let frame = self.frame_mut();
         enter::restore_host_fpu(frame);
         self.flags_out();
+        self.take_shadow();
         let mut pending = std::mem::take(&mut self.pending);
         system::settle_shadow(&mut self.frame_mut().state, &mut pending);
         self.pending = pending;
     }
 
-    /// Takes RFLAGS apart for translated code.
+    /// Takes RFLAGS apart for translated code: what lives elsewhere is clear in the frame's.
     pub(super) fn flags_in(&mut self) {
         let frame = self.frame_mut();
         let flags = frame.state.rflags;
         let low = flags & (rflags::ARITHMETIC & 0xff);
+        frame.state.rflags = flags & !(rflags::ARITHMETIC | rflags::DF | rflags::FIXED);
         frame.arith = (low << 8 | flags >> 11 & 1) as u16;
         frame.df = u8::from(flags & rflags::DF != 0);
     }
@@ -95,6 +109,12 @@ impl Vcpu {
             .union(Effects::DELIVERED);
         if effects.intersects(Effects::EVENTS | Effects::DEBUG) {
             self.boundary_due = true;
+        }
+        if effects.contains(Effects::INTERRUPTS) && self.frame().fast.waits != 0 {
+            self.boundary_due = true;
+        }
+        if effects.intersects(Effects::PAGING) {
+            self.refresh_fast();
         }
         if effects.intersects(CONTEXT) {
             let context = code_context(self.state());
@@ -137,8 +157,11 @@ impl Vcpu {
 
     fn drive(&mut self, platform: &mut dyn Platform) -> Exit {
         loop {
-            if let Some(write) = self.memory.mmio.flush(platform) {
-                return Exit::Mmio(write);
+            if self.memory.mmio.has_writes() {
+                self.suspect_events();
+                if let Some(write) = self.memory.mmio.flush(platform) {
+                    return Exit::Mmio(write);
+                }
             }
             if let Err(exit) = self.look_around() {
                 return exit;
@@ -157,6 +180,7 @@ impl Vcpu {
             match result {
                 Ok(()) => {}
                 Err(Abort::Exit(Exit::Mmio(asked))) if asked.write.is_none() => {
+                    self.suspect_events();
                     if self.memory.mmio.ask(platform) == Handled::No {
                         return Exit::Mmio(asked);
                     }
@@ -176,20 +200,48 @@ impl Vcpu {
         let result = self.with_context(platform, system::boundary);
         if result.is_err() {
             self.boundary_due = true;
+        } else {
+            self.frame_mut().fast.waits = u32::from(self.event_waits(platform));
         }
         result.map(|_| ())
+    }
+
+    /// Whether something is to be delivered as soon as interrupts are allowed. Right behind a look at
+    /// events: where they are allowed nothing is left.
+    fn event_waits(&self, platform: &mut dyn Platform) -> bool {
+        let state = self.state();
+        let events = &state.events;
+        let allowed = state.rflags & rflags::IF != 0 && !events.sti_shadow && !events.mov_ss_shadow;
+        events.nmi_pending > 0
+            || !allowed && (platform.interrupt_pending() || platform.interrupt_window_requested())
     }
 
     fn raise(&mut self, exception: Exception, platform: &mut dyn Platform) -> Result<(), Abort> {
         self.memory.mmio.end();
         self.effects = Effects::empty();
-        self.with_context(platform, |ctx| {
+        let due = self.boundary_due;
+        let result = self.with_context(platform, |ctx| {
             system::deliver(ctx, Event::Exception(exception))
-        })
+        });
+        if result.is_ok() && !self.effects.contains(Effects::EVENTS) {
+            // The handler begins with fewer interrupts allowed than before.
+            self.boundary_due = due || self.has_more_events();
+        }
+        result
+    }
+
+    fn has_more_events(&self) -> bool {
+        let frame = self.frame();
+        frame.fast.waits != 0
+            || frame.state.events.nmi_pending > 0
+            || self.pending.debug != 0
+            || self.guest_debug.enabled
     }
 
     fn instructions(&mut self, platform: &mut dyn Platform) -> Result<(), Abort> {
+        self.take_shadow();
         self.flags_out();
+        self.flags_in();
         if system::must_step(self.state(), &self.pending, &self.guest_debug) {
             self.extra = Mode::STEP;
             let result = self.one(platform);
@@ -229,15 +281,14 @@ impl Vcpu {
 
     fn enter(&mut self, target: u64) -> u32 {
         let frame = self.mapping.frame().as_ptr();
-        let before = set_running(Some(Running {
-            frame,
-            code: self.cache.range(),
-            stub: self.cache.base() + u64::from(self.trap_stub),
-        }));
         // SAFETY: the frame is this vCPU's, to which no reference exists now; the target was given
         // by its own tables, which hold no code that does not fit its state.
         let site = unsafe { enter::enter(frame, target as *const u8) };
-        set_running(before);
+        let view = self.frame().fast.view;
+        if view != self.context.mode.view() as u32 {
+            // Translated code went there only because the tables of that view were for its mode.
+            self.context = self.contexts[view as usize];
+        }
         site
     }
 }

@@ -54,10 +54,13 @@ impl Vcpu {
             Reason::Span(access, span) => self.on_span(rip, &access, span, platform),
             Reason::Link { patch } => self.on_link(rip, patch),
             Reason::Indirect => self.on_indirect(),
-            Reason::System { instruction } => {
+            Reason::System {
+                instruction,
+                resume,
+            } => {
                 self.set_rip(rip);
                 let instruction = self.tables.instructions[instruction as usize];
-                self.run_system(&instruction, platform)
+                self.run_system(&instruction, resume, platform)
             }
             Reason::Rust { instruction } => {
                 self.set_rip(rip);
@@ -253,8 +256,14 @@ impl Vcpu {
     fn run_system(
         &mut self,
         instruction: &Instruction,
+        resume: u32,
         platform: &mut dyn Platform,
     ) -> Result<Then, Abort> {
+        let before = self.context;
+        let state = (self.generation, self.seen_voids);
+        if system::asks_platform(instruction) {
+            self.suspect_events();
+        }
         let fpu = system::uses_fpu(instruction);
         if fpu {
             self.fpu_out();
@@ -267,15 +276,47 @@ impl Vcpu {
         if fpu {
             self.fpu_in();
         }
+        if system::asks_platform(instruction) {
+            self.refresh_fast();
+        }
         let next = next?;
         self.memory.mmio.end();
+        if self.must_look_around() {
+            return Ok(match next {
+                Next::Sequential | Next::Jump => Then::Done,
+                Next::Again => {
+                    self.boundary_due = true;
+                    Then::Retry
+                }
+            });
+        }
         Ok(match next {
-            Next::Sequential | Next::Jump => Then::Done,
+            Next::Sequential
+                if resume != 0
+                    && before == self.context
+                    && state == (self.generation, self.seen_voids)
+                    && !self.effects.intersects(system::Effects::PAGING) =>
+            {
+                Then::Enter(self.cache.base() + u64::from(resume))
+            }
+            Next::Sequential | Next::Jump => {
+                let number = self.find(0)?;
+                self.enter_block(number)
+            }
             Next::Again => {
                 self.boundary_due = true;
                 Then::Retry
             }
         })
+    }
+
+    /// Whether the loop around translated code has something to do before guest code may go on.
+    fn must_look_around(&self) -> bool {
+        self.boundary_due
+            || !self.may_chain()
+            || self.kick.is_asked()
+            || !self.memory.late.is_empty()
+            || self.memory.mmio.has_writes()
     }
 
     /// A trap of the host in translated code.

@@ -171,6 +171,7 @@ impl Vcpu {
     ) -> T {
         self.flags_out();
         self.settle_x87();
+        self.take_shadow();
         // SAFETY: as for `frame_mut`.
         let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
         let mut view = MemoryView {

@@ -45,6 +45,34 @@ pub fn uses_fpu(instruction: &Instruction) -> bool {
     )
 }
 
+/// Whether the machine around the CPU may have more for it after this instruction than before.
+pub fn asks_platform(instruction: &Instruction) -> bool {
+    use Mnemonic::{
+        Hlt, In, Insb, Insd, Insw, Monitor, Mov, Mwait, Out, Outsb, Outsd, Outsw, Rdmsr, Vmcall,
+        Vmmcall, Wrmsr,
+    };
+    match instruction.mnemonic() {
+        Mov => instruction.op0_register() == Register::CR8,
+        mnemonic => matches!(
+            mnemonic,
+            Hlt | In
+                | Insb
+                | Insd
+                | Insw
+                | Monitor
+                | Mwait
+                | Out
+                | Outsb
+                | Outsd
+                | Outsw
+                | Rdmsr
+                | Vmcall
+                | Vmmcall
+                | Wrmsr
+        ),
+    }
+}
+
 fn touches_special_register(instruction: &Instruction) -> bool {
     let special = |register: Register| {
         register.is_segment_register() || register.is_cr() || register.is_dr() || register.is_tr()

@@ -40,6 +40,8 @@ bitflags! {
         const TASK_SWITCHED = 1 << 11;
         /// The instruction loaded RF for the one that follows (`IRET`, a task switch).
         const RF_LOADED = 1 << 12;
+        /// IF was set, by an instruction that begins no shadow; nothing else became deliverable.
+        const INTERRUPTS = 1 << 13;
         /// PKRU alone.
         const PKRU = 1 << 10;
     }

@@ -157,7 +157,7 @@ impl Context<'_> {
         let changed = old ^ self.state.rflags;
         let begun = changed & self.state.rflags;
         if begun & rflags::IF != 0 {
-            self.effects |= Effects::EVENTS;
+            self.effects |= Effects::INTERRUPTS;
         }
         if changed & (rflags::TF | rflags::RF) != 0 {
             self.effects |= Effects::DEBUG;

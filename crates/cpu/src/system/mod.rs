@@ -66,7 +66,7 @@ mod watch;
 mod x87;
 mod xsave;
 
-pub use classify::{is_system, uses_fpu};
+pub use classify::{asks_platform, is_system, uses_fpu};
 pub use context::{Context, Effects, GuestDebug, LazyShadow, Next, Pending};
 pub use deliver::{Event, deliver};
 pub use dispatch::execute;
@@ -76,6 +76,7 @@ pub use modes::Mode;
 pub use offer::{Instructions, Offer, Vendor};
 pub use pending::{Completion, PendingExit, complete_hypercall, complete_io, complete_msr};
 pub use step::{Step, begin_instruction, end_instruction, must_step, settle_shadow};
+pub(crate) use syscall::{SYSRET_FLAGS, syscall_segments};
 
 use crate::{Exception, Exit, HostFault};
 

@@ -38,7 +38,22 @@ fn flat(selector: u64, level: u16, purpose: Use) -> Segment {
 }
 
 /// What `SYSRET` takes from R11.
-const SYSRET_FLAGS: u64 = rflags::ALL & !(rflags::RF | rflags::VM);
+pub(crate) const SYSRET_FLAGS: u64 = rflags::ALL & !(rflags::RF | rflags::VM);
+
+/// CS and SS after `SYSCALL` in long mode, and after a 64-bit `SYSRET`.
+pub(crate) fn syscall_segments(star: u64) -> ([Segment; 2], [Segment; 2]) {
+    let (kernel, user) = (star >> 32, star >> 48);
+    (
+        [
+            flat(kernel, 0, Use::Code64),
+            flat(kernel + 8, 0, Use::Stack),
+        ],
+        [
+            flat(user + 16, 3, Use::Code64),
+            flat(user + 8, 3, Use::Stack),
+        ],
+    )
+}
 
 impl Context<'_> {
     fn put_flat(&mut self, cs: Segment, ss: Segment, rip: u64) -> Next {

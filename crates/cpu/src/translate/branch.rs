@@ -10,16 +10,16 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 use super::address::segment_of;
 use super::generic::has_memory;
 use super::registers::{GUEST_RCX, number, tmp};
-use super::{Block, Flow, Mode, Reason, SCRATCH, T0, T1, Use};
+use super::{Block, Flow, Mode, Reason, SCRATCH, T0, Use};
 use crate::emit::asm::{Cond, Width};
 use crate::emit::{Mem, Reg};
-use crate::engine::frame::{JUMP_ENTRIES, frame_disp};
+use crate::engine::frame::frame_disp;
 
 /// Whether nothing behind this instruction belongs to its block.
 pub(super) fn ends_block(instruction: &Instruction, mode: Mode) -> bool {
     instruction.flow_control() != FlowControl::Next && !is_side_exit(instruction)
         || instruction.is_invalid()
-        || crate::system::is_system(instruction)
+        || crate::system::is_system(instruction) && !super::inline::continues(instruction)
         || super::special::is_rust(instruction, mode)
 }
 
@@ -105,12 +105,7 @@ impl Block<'_> {
 
     /// Goes on at the address in `T0`.
     fn indirect(&mut self) -> Flow {
-        let table = self.mode.view() as usize * JUMP_ENTRIES;
-        let mask = Mem::base(Reg::RSP, frame_disp!(jump_mask));
-        self.asm.pext_mem(T1, T0, mask);
-        let disp = frame_disp!(jumps) + 8 * table as i32;
-        self.asm.jmp_mem(Mem::indexed(Reg::RSP, T1, 3, disp));
-        Flow::Ended
+        self.indirect_in(self.mode.view())
     }
 
     /// Translates a branch; `None` if it isn't one.

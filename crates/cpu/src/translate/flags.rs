@@ -54,6 +54,10 @@ pub(crate) fn liveness(instructions: &[Instruction], policy: FlagsAtFaults, live
             // What runs where it leads is not known.
             wanted = ARITHMETIC;
         }
+        if crate::system::is_system(instruction) && instruction.mnemonic() != Mnemonic::Popfq {
+            // Others may look while it is done.
+            wanted = ARITHMETIC;
+        }
         wanted = wanted & !replaced(instruction) | instruction.rflags_read() & ARITHMETIC;
         if policy == FlagsAtFaults::Exact && may_fault(instruction) {
             wanted = ARITHMETIC;

@@ -12,6 +12,7 @@ mod form;
 mod generic;
 #[cfg(test)]
 mod golden;
+mod inline;
 mod mode;
 mod registers;
 mod site;
@@ -307,13 +308,6 @@ impl Block<'_> {
         Flow::Ended
     }
 
-    /// Lets [`crate::system`] run the instruction.
-    fn system(&mut self, instruction: &Instruction) -> Flow {
-        let index = self.tables.instructions.len() as u32;
-        self.tables.instructions.push(*instruction);
-        self.exit_here(Reason::System { instruction: index })
-    }
-
     /// Lets the engine run the instruction.
     fn rust(&mut self, instruction: &Instruction) -> Flow {
         let index = self.tables.instructions.len() as u32;
@@ -409,6 +403,7 @@ fn poll_position(instructions: &[Instruction]) -> Option<usize> {
     let (last, before) = instructions.split_last()?;
     let compare = before.last()?;
     let short = !compare.is_stack_instruction()
+        && !crate::system::is_system(compare)
         && compare.flow_control() == iced_x86::FlowControl::Next
         && (0..compare.op_count()).all(|i| {
             compare.op_kind(i) == iced_x86::OpKind::Register || compare.try_immediate(i).is_ok()

@@ -50,6 +50,7 @@ impl CodeSize {
 /// | 11 | CR0.MP and TS: `WAIT` raises `#NM` |
 /// | 12 | CR0.TS: SSE and AVX raise `#NM` |
 /// | 13 | no check is shared by several accesses |
+/// | 14 | CPL 1 or 2 |
 /// | 16 to 27 | [`SegmentClass`] of ES, CS, SS, DS, FS, GS |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Mode(pub(crate) u32);
@@ -65,6 +66,7 @@ impl Mode {
     pub(crate) const WAIT_NM: u32 = 1 << 11;
     pub(crate) const SSE_NM: u32 = 1 << 12;
     pub(crate) const UNSHARED: u32 = 1 << 13;
+    pub(crate) const MIDDLE: u32 = 1 << 14;
 
     pub(crate) fn new(size: CodeSize, view: View) -> Self {
         Self(size as u32 | (view as u32) << 3)
@@ -98,6 +100,26 @@ impl Mode {
 
     pub(crate) fn view(self) -> View {
         View::ALL[(self.0 >> 3 & 3) as usize]
+    }
+
+    /// The same mode with other rights.
+    #[must_use]
+    pub(crate) fn with_view(self, view: View) -> Self {
+        Self(self.0 & !(3 << 3) | (view as u32) << 3)
+    }
+
+    /// Whether this is CPL 0, 64 bits wide, and nothing special.
+    pub(crate) fn is_kernel64(self) -> bool {
+        self.is_plain64() && self.view() != View::User && !self.has(Self::MIDDLE)
+    }
+
+    /// Whether this is CPL 3, 64 bits wide, and nothing special.
+    pub(crate) fn is_user64(self) -> bool {
+        self.is_plain64() && self.view() == View::User
+    }
+
+    fn is_plain64(self) -> bool {
+        self.is_64() && !self.has(Self::STEP | Self::BOUNCE | Self::UNSHARED)
     }
 
     /// The class of a segment by its number in the encoding.

@@ -37,8 +37,8 @@ pub(crate) enum Reason {
     CommitIndirect,
     /// A direct jump that is not chained yet; the displacement of the host's jump is at `patch`.
     Link { patch: u32 },
-    /// An instruction for [`crate::system`].
-    System { instruction: u32 },
+    /// An instruction for [`crate::system`]; the code behind it is at `resume`, unless that is zero.
+    System { instruction: u32, resume: u32 },
     /// An instruction that is run in Rust.
     Rust { instruction: u32 },
     /// Always raises this.

@@ -45,7 +45,7 @@ fn push_and_pop() {
     assert_eq!(m.run(&[0x9d]), Ok(Next::Sequential));
     let unaffected = rflags::VM | rflags::RF | rflags::VIF | rflags::VIP;
     assert_eq!(m.state.rflags, rflags::ALL & !unaffected | 2);
-    assert!(m.effects.contains(Effects::EVENTS | Effects::DEBUG));
+    assert!(m.effects.contains(Effects::INTERRUPTS | Effects::DEBUG));
     let mut m = Machine::user();
     m.put(0x8000, &0xffff_ffffu32.to_le_bytes());
     assert_eq!(m.run(&[0x9d]), Ok(Next::Sequential));
