@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 #include <fcntl.h>
 
@@ -178,8 +179,8 @@ int main(int count, char **arguments)
 		workloads[i].run(workloads[i].count);
 		printf("end %s %ld\n", workloads[i].name, workloads[i].count);
 	}
-	fflush(stdout);
-	sync();
+	/* What the kernel says at the end must not stand in the middle of a line. */
+	tcdrain(STDOUT_FILENO);
 	reboot(RB_POWER_OFF);
 	return 1;
 }
