@@ -37,6 +37,32 @@ fn code_that_is_written_behind_a_chain() {
     assert_eq!(machine.run_to_halt().gpr[0], 9);
 }
 
+/// Two blocks whose addresses share a slot of the table of indirect jumps.
+#[test]
+fn flags_pass_the_block_that_is_not_meant() {
+    // stc; jmp rax
+    let mut machine = Machine::new(&[0xf9, 0xff, 0xe0]);
+    // xor ebx, ebx; hlt
+    let first = CODE + 0x1000;
+    machine.write(first, &[0x31, 0xdb, 0xf4]);
+    // setc bl; hlt
+    let second = CODE + 0x3000;
+    machine.write(second, &[0x0f, 0x92, 0xc3, 0xf4]);
+    for (target, answer) in [
+        (first, 0),
+        (second, 1),
+        (second, 1),
+        (first, 0),
+        (second, 1),
+    ] {
+        let state = machine.vcpu.state_mut();
+        state.rip = CODE;
+        state.gpr[0] = target;
+        state.gpr[3] = 0;
+        assert_eq!(machine.run_to_halt().gpr[3], answer);
+    }
+}
+
 #[test]
 fn code_that_the_host_writes() {
     let mut machine = Machine::new(&ANSWER);

@@ -369,23 +369,6 @@ impl Asm {
         self.byte(imm as u8);
     }
 
-    /// `cmp dword [m], imm32`.
-    pub(crate) fn cmp_mem_imm32(&mut self, m: Mem, imm: i32) {
-        self.op_mem(Width::B32, Map::One, 0x81, 7, m);
-        self.imm32(imm);
-    }
-
-    /// `cmp reg, imm32` (64 bits).
-    pub(crate) fn cmp_imm(&mut self, reg: Reg, imm: i32) {
-        self.op_reg(Width::B64, Map::One, 0x81, 7, reg);
-        self.imm32(imm);
-    }
-
-    /// `cmp a, b` (64 bits).
-    pub(crate) fn cmp(&mut self, a: Reg, b: Reg) {
-        self.op_reg(Width::B64, Map::One, 0x39, b.0, a);
-    }
-
     /// A repeated string instruction, given by its wide opcode.
     pub(crate) fn string(&mut self, wide: u8, width: Width) {
         self.byte(0xf3);

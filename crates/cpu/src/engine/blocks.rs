@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | plain | nothing | jumps within a page, and the two below |
 //! | checked | the page | jumps from other pages |
-//! | indirect | RIP is the block's, `go`, the page | the table of indirect jumps (`engine::jumps`) |
+//! | indirect | RIP is the block's, the page, `go` | the table of indirect jumps (`engine::jumps`) |
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

@@ -9,13 +9,12 @@ use super::memory::{CodePlace, read_ram};
 use super::segments::{bad_address, is_canonical};
 use super::tlb::code_index;
 use super::vcpu::Vcpu;
-use crate::emit::asm::Cond;
 use crate::emit::{Asm, Mem, Reg};
 use crate::engine::frame::frame_disp;
 use crate::system::Abort;
 use crate::translate::{
     Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reason, SITE_HOST_FAULT, SITE_INDIRECT,
-    Site, Source, emit_exit, emit_page_check, page_slot,
+    Site, Source, emit_exit, emit_page_check,
 };
 use crate::{Exit, InternalError};
 
@@ -398,19 +397,11 @@ impl Vcpu {
         let (mode, check) = (key.context.mode, check_of(key.gvn, block.page));
         let entry = self.emit(|asm, base| {
             let plain = base + u64::from(block.plain);
-            if block.flags_live {
-                emit_page_check(asm, mode, check);
-                let ok = asm.jrcxz();
-                emit_exit(asm, stale, base);
-                asm.bind(ok);
-                asm.jmp_to(plain);
-            } else {
-                asm.cmp_mem_imm32(page_slot(mode, check), check.id as i32);
-                let elsewhere = asm.jcc8(Cond::Ne);
-                asm.jmp_to(plain);
-                asm.bind(elsewhere);
-                emit_exit(asm, stale, base);
-            }
+            emit_page_check(asm, mode, check);
+            let ok = asm.jrcxz();
+            emit_exit(asm, stale, base);
+            asm.bind(ok);
+            asm.jmp_to(plain);
         });
         self.blocks.blocks[number as usize].checked = Some(entry);
         entry

@@ -1,7 +1,7 @@
 //! Indirect jumps: from an address to its block without leaving translated code.
 //!
 //! A table in the frame, one for each view, is indexed by bits of the target. An entry leads to code
-//! that checks whether its block is the one that is meant: RIP, then `go`, then the page. Where RIP or
+//! that checks whether its block is the one that is meant: RIP, then the page, then `go`. Where RIP or
 //! the page is another, it goes on to the next block of the same slot, and the last of them to the
 //! stub that leaves. So blocks whose addresses share a slot cost each other a comparison, not an exit.
 //!
@@ -14,9 +14,9 @@ use std::collections::HashMap;
 use super::blocks::{Indirect, WordHasher, check_of};
 use super::frame::{JUMP_ENTRIES, View, frame_disp};
 use super::vcpu::Vcpu;
-use crate::emit::asm::{Cond, Fixup, Width};
+use crate::emit::asm::{Cond, Width};
 use crate::emit::{Asm, Mem, Reg};
-use crate::translate::{Mode, PageCheck, SCRATCH, T0, emit_page_check, page_slot};
+use crate::translate::{Mode, PageCheck, SCRATCH, T0, emit_page_check};
 
 /// Blocks of one slot; with more than these it begins anew.
 const LONGEST: usize = 8;
@@ -44,41 +44,9 @@ struct Checks {
     miss: u64,
 }
 
-/// Where the blocks that are not meant are left for the next one: the offset of a jump's displacement.
+/// Writes an entry; the offset of the displacement of its jump to the next one. Until the block is
+/// known to be the one that is meant, nobody knows whether flags are live.
 fn emit_entry(asm: &mut Asm, checks: &Checks) -> usize {
-    if checks.flags_live {
-        emit_keeping_flags(asm, checks)
-    } else {
-        emit_comparing(asm, checks)
-    }
-}
-
-fn jump_to_next(asm: &mut Asm) -> usize {
-    asm.jmp_to(0);
-    asm.here() - 4
-}
-
-fn emit_comparing(asm: &mut Asm, checks: &Checks) -> usize {
-    if let Ok(rip) = i32::try_from(checks.rip as i64) {
-        asm.cmp_imm(T0, rip);
-    } else {
-        asm.mov_imm(SCRATCH, checks.rip);
-        asm.cmp(T0, SCRATCH);
-    }
-    let other = asm.jcc8(Cond::Ne);
-    asm.cmp_mem_imm8(Mem::base(Reg::RSP, frame_disp!(go)), 0);
-    let asked = asm.jcc8(Cond::E);
-    asm.cmp_mem_imm32(page_slot(checks.mode, checks.page), checks.page.id as i32);
-    let elsewhere = asm.jcc8(Cond::Ne);
-    asm.jmp_to(checks.plain);
-    bind_all(asm, [other, elsewhere]);
-    let next = jump_to_next(asm);
-    asm.bind(asked);
-    asm.jmp_to(checks.miss);
-    next
-}
-
-fn emit_keeping_flags(asm: &mut Asm, checks: &Checks) -> usize {
     let minus = checks.rip.wrapping_neg();
     if let Ok(minus) = i32::try_from(minus as i64) {
         asm.lea(Width::B64, SCRATCH, Mem::base(T0, minus));
@@ -89,23 +57,24 @@ fn emit_keeping_flags(asm: &mut Asm, checks: &Checks) -> usize {
     let same = asm.jrcxz();
     let other = asm.jump8(0xeb);
     asm.bind(same);
-    asm.load(Width::B32, SCRATCH, Mem::base(Reg::RSP, frame_disp!(go)));
-    let asked = asm.jrcxz();
     emit_page_check(asm, checks.mode, checks.page);
     let there = asm.jrcxz();
     asm.bind(other);
-    let next = jump_to_next(asm);
+    asm.jmp_to(checks.miss);
+    let next = asm.here() - 4;
     asm.bind(there);
+    let go = Mem::base(Reg::RSP, frame_disp!(go));
+    let asked = if checks.flags_live {
+        asm.load(Width::B32, SCRATCH, go);
+        asm.jrcxz()
+    } else {
+        asm.cmp_mem_imm8(go, 0);
+        asm.jcc8(Cond::E)
+    };
     asm.jmp_to(checks.plain);
     asm.bind(asked);
     asm.jmp_to(checks.miss);
     next
-}
-
-fn bind_all(asm: &mut Asm, fixups: [Fixup; 2]) {
-    for fixup in fixups {
-        asm.bind(fixup);
-    }
 }
 
 impl Vcpu {

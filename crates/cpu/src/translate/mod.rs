@@ -428,7 +428,7 @@ fn modernise(raw: &mut Raw) {
 }
 
 /// Where the frame holds the page identity that a check is about.
-pub(crate) fn page_slot(mode: Mode, check: PageCheck) -> Mem {
+fn page_slot(mode: Mode, check: PageCheck) -> Mem {
     use crate::engine::frame::{XTLB_ENTRIES, frame_disp};
     let table = mode.view() as usize * XTLB_ENTRIES + check.index as usize;
     Mem::base(Reg::RSP, frame_disp!(xtlb) + 4 * table as i32)
