@@ -7,11 +7,13 @@
 //! | [`access`]  | loads and stores at an [`addr::Hva`] that survive a fault of the host          |
 //! | [`slot`]    | KVM's memory slots: which guest frame lies at which host address               |
 //! | [`space`]   | the guest physical address space: what lies where; `map()` and `unmap()`       |
+//! | [`ahead`]   | pages in front of a guest that writes to one after another                     |
 //! | [`pagemap`] | the host's page tables: from a host virtual address to the page frame             |
 //! | [`dirty`]   | dirty bitmaps and dirty rings                                                  |
 //! | [`quiesce`] | how a writer waits until no vCPU can hold what it has replaced                 |
 
 pub mod access;
+pub mod ahead;
 pub mod dirty;
 pub mod pagemap;
 pub mod quiesce;

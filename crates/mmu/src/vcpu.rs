@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use addr::{Gpa, Gva, Hva};
+use addr::{Address, Gpa, Gva, Hva, PageSize};
+use memory::ahead::Ahead;
 use memory::dirty::{DirtyRing, RingError};
 use memory::quiesce::Participant;
 use memory::slot;
@@ -60,6 +61,8 @@ pub struct VcpuMmu {
     participant: Option<Arc<Participant>>,
     /// Roots of shadow tables, on that path.
     roots: Option<Roots>,
+    /// Where the guest's writes go.
+    ahead: Ahead,
 }
 
 impl VcpuMmu {
@@ -82,6 +85,7 @@ impl VcpuMmu {
             ring: None,
             participant: None,
             roots: mmu.shadow.as_ref().map(Shadow::new_roots),
+            ahead: Ahead::default(),
         }
     }
 
@@ -222,7 +226,13 @@ impl VcpuMmu {
                 if fill.mmu.is_direct() {
                     fill.tell_installed(Cause::TlbFill, page.gpa, &host);
                 }
-                Ok(translation(regime, access, &page, &host))
+                let answer = translation(regime, access, &page, &host);
+                if access.is_write() && !fill.mmu.is_observed() {
+                    let left = host.size.bytes() - page.gpa.page_offset(host.size);
+                    let start = host.hva.align_down(PageSize::Size4K);
+                    self.ahead.written(start, left.next_multiple_of(4096));
+                }
+                Ok(answer)
             }
             Err(fault) => Err(left(&fill, fault)),
         }
