@@ -3,9 +3,9 @@
 mod compare_tcg;
 mod gate;
 mod harness;
-mod kvm_ioctls;
 mod layers;
 mod readme;
+mod rust_vmm;
 mod selftests;
 mod workspace;
 
@@ -32,8 +32,8 @@ enum Task {
     Ioctls,
     /// The kernel's own KVM selftests on our KVM and on the kernel's, side by side
     Selftests(selftests::Options),
-    /// The tests of the crate kvm-ioctls on our KVM
-    KvmIoctls,
+    /// The tests of the crates kvm-ioctls and vmm-sys-util on our KVM
+    RustVmm,
     /// The same guest on our CPU and on QEMU's TCG: processor time, side by side
     CompareTcg(compare_tcg::Options),
     /// Every form of instruction natively and translated, compared bit for bit
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
         Task::Layers => layers::check(),
         Task::Ioctls => gate::ioctls(),
         Task::Selftests(options) => selftests::main(&options),
-        Task::KvmIoctls => kvm_ioctls::main(),
+        Task::RustVmm => rust_vmm::main(),
         Task::CompareTcg(options) => compare_tcg::main(&options),
         Task::Differential(arguments) => harness::run("differential", &arguments),
     }

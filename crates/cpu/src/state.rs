@@ -154,8 +154,10 @@ pub struct CpuState {
     pub pkru: u32,
     /// The CPU's own MSRs.
     pub msrs: CpuMsrs,
-    /// What the guest's TSC is ahead of the host's, modulo 2^64.
+    /// What the guest's TSC is ahead of the scaled host's, modulo 2^64.
     pub tsc_offset: u64,
+    /// What the host's TSC is multiplied by, with 32 fractional bits; 0: it is not scaled.
+    pub tsc_ratio: u64,
     /// Pending and blocked events.
     pub events: Events,
 }

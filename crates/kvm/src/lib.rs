@@ -15,6 +15,7 @@ pub mod argument;
 pub mod bus;
 pub mod clock;
 pub mod cpuid;
+pub mod device;
 pub mod errno;
 pub mod eventfd;
 pub mod fds;

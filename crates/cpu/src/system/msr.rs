@@ -24,7 +24,12 @@ fn host_tsc() -> u64 {
 
 /// The guest's time-stamp counter.
 pub(super) fn guest_tsc(state: &CpuState) -> u64 {
-    host_tsc().wrapping_add(state.tsc_offset)
+    let host = host_tsc();
+    let scaled = match state.tsc_ratio {
+        0 => host,
+        ratio => ((u128::from(host) * u128::from(ratio)) >> 32) as u64,
+    };
+    scaled.wrapping_add(state.tsc_offset)
 }
 
 /// Why an MSR that the platform refuses goes up, or becomes a fault.

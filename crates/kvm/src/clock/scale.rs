@@ -10,6 +10,12 @@ impl Ratio {
     /// The first ratio too large: 8 integer bits.
     const LIMIT: u64 = 1 << 40;
 
+    /// The least frequency that a guest can't have on a host of `host_khz`.
+    pub fn limit_khz(host_khz: u32) -> u32 {
+        let limit = (u128::from(Self::LIMIT) * u128::from(host_khz)) >> 32;
+        u32::try_from(limit).unwrap_or(u32::MAX).min(0x7fff_ffff)
+    }
+
     /// The ratio that makes a host of `host_khz` look like `guest_khz`, where it can be expressed.
     pub fn of(guest_khz: u32, host_khz: u32) -> Option<Ratio> {
         let ratio = (u64::from(guest_khz) << 32).checked_div(u64::from(host_khz))?;

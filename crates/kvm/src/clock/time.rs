@@ -90,6 +90,11 @@ impl GuestTsc {
         self.ratio().scale(host).wrapping_add(self.offset())
     }
 
+    /// The host's TSC, scaled.
+    pub fn scaled_host(&self) -> u64 {
+        self.ratio().scale(host_tsc())
+    }
+
     /// The guest's TSC now.
     pub fn read(&self) -> u64 {
         self.at(host_tsc())

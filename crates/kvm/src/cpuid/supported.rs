@@ -20,10 +20,19 @@ const SIGNATURE: u32 = 0x4000_0000;
 const FEATURES: u32 = 0x4000_0001;
 
 /// KVM's paravirtual features (`Documentation/virt/kvm/x86/cpuid.rst`): both clocks, no delay for
-/// port accesses, steal time, end of interrupt in memory, unhalt, IPIs and yields by hypercall, halt
+/// port accesses, asynchronous page faults (with an interrupt for those that are ready), steal time, unhalt, IPIs and yields by hypercall, halt
 /// polling, and a clock that is stable across vCPUs.
-const PARAVIRTUAL: u32 =
-    1 << 0 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 24;
+const PARAVIRTUAL: u32 = 1 << 0
+    | 1 << 1
+    | 1 << 3
+    | 1 << 4
+    | 1 << 5
+    | 1 << 7
+    | 1 << 11
+    | 1 << 12
+    | 1 << 13
+    | 1 << 14
+    | 1 << 24;
 
 /// MAXPHYADDR of a guest.
 const PHYSICAL_BITS: u32 = 46;

@@ -20,6 +20,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use crate::argument::Argument;
+use crate::device::Device;
 use crate::errno::Errno;
 use crate::system::System;
 use crate::table::{Answer, Handler, Level, find};
@@ -40,6 +41,8 @@ pub enum Object {
     Vm(Arc<Vm>),
     /// A vCPU.
     Vcpu(Arc<Vcpu>),
+    /// A device.
+    Device(Arc<Device>),
 }
 
 impl Object {
@@ -48,6 +51,7 @@ impl Object {
             Object::System(_) => Level::System,
             Object::Vm(_) => Level::Vm,
             Object::Vcpu(_) => Level::Vcpu,
+            Object::Device(_) => Level::Device,
         }
     }
 }
@@ -68,6 +72,7 @@ fn identity(fd: RawFd) -> Option<Identity> {
 const SYSTEM_NAME: &std::ffi::CStr = c"fourfold-kvm";
 const VM_NAME: &std::ffi::CStr = c"fourfold-kvm-vm";
 pub(crate) const VCPU_NAME: &std::ffi::CStr = c"fourfold-kvm-vcpu";
+const DEVICE_NAME: &std::ffi::CStr = c"fourfold-kvm-vfio";
 
 fn memfd(name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
     // SAFETY: a constant name; the result is checked, and a new descriptor is nobody else's.
@@ -104,6 +109,11 @@ pub fn open_vcpu(vcpu: &Arc<Vcpu>) -> Result<RawFd, Errno> {
     register(fd, Object::Vcpu(Arc::clone(vcpu)))
 }
 
+/// A descriptor for a device.
+pub fn open_device(device: &Arc<Device>) -> Result<RawFd, Errno> {
+    register(memfd(DEVICE_NAME)?, Object::Device(Arc::clone(device)))
+}
+
 /// What `fd` stands for; `None` for a descriptor that is not ours.
 pub fn find_object(fd: RawFd) -> Option<Object> {
     if is_known(fd) {
@@ -130,7 +140,7 @@ fn adopt(fd: RawFd, identity: Identity) -> Option<Object> {
 pub enum Inherited {
     /// `/dev/kvm`: [`adopt_system`] makes it work here.
     System,
-    /// A VM or a vCPU of another process.
+    /// A VM, a vCPU or a device of another process.
     Foreign,
 }
 
@@ -142,7 +152,8 @@ pub fn inherited(fd: RawFd) -> Option<Inherited> {
     if name == SYSTEM_NAME.to_bytes() {
         return Some(Inherited::System);
     }
-    (name == VM_NAME.to_bytes() || name == VCPU_NAME.to_bytes()).then_some(Inherited::Foreign)
+    let foreign = [VM_NAME, VCPU_NAME, DEVICE_NAME];
+    (foreign.iter().any(|known| name == known.to_bytes())).then_some(Inherited::Foreign)
 }
 
 /// Makes an inherited descriptor of `/dev/kvm` one of this process.
@@ -226,6 +237,7 @@ pub fn dispatch(object: &Object, request: u32, argument: Argument) -> Answer {
         Object::System(_) => generation(),
         Object::Vm(vm) => vm.shared().generation(),
         Object::Vcpu(vcpu) => vcpu.vm().generation(),
+        Object::Device(device) => device.generation(),
     };
     if born != generation() {
         return Err(Errno::EIO);
@@ -235,6 +247,7 @@ pub fn dispatch(object: &Object, request: u32, argument: Argument) -> Answer {
         (Handler::System(call), Object::System(system)) => call(system, argument),
         (Handler::Vm(call), Object::Vm(vm)) => call(vm, argument),
         (Handler::Vcpu(call), Object::Vcpu(vcpu)) => call(vcpu, argument),
+        (Handler::Device(call), Object::Device(device)) => call(device, argument),
         _ => Err(object.level().unknown()),
     }
 }

@@ -67,6 +67,9 @@ pub const KVM_WALL_CLOCK: u32 = 0x11;
 pub const KVM_SYSTEM_TIME: u32 = 0x12;
 pub const KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 pub const KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+pub const KVM_ASYNC_PF: u32 = 0x4b56_4d02;
+pub const KVM_ASYNC_PF_INT: u32 = 0x4b56_4d06;
+pub const KVM_ASYNC_PF_ACK: u32 = 0x4b56_4d07;
 pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 pub const KVM_PV_EOI: u32 = 0x4b56_4d04;
 pub const KVM_POLL_CONTROL: u32 = 0x4b56_4d05;
@@ -91,6 +94,9 @@ pub const SAVED: &[u32] = &[
     KVM_WALL_CLOCK,
     KVM_SYSTEM_TIME_NEW,
     KVM_WALL_CLOCK_NEW,
+    KVM_ASYNC_PF,
+    KVM_ASYNC_PF_INT,
+    KVM_ASYNC_PF_ACK,
     KVM_STEAL_TIME,
     KVM_PV_EOI,
     cpu::TSC_ADJUST,

@@ -193,7 +193,7 @@ impl View<'_> {
 
     fn read_time(&self, index: u32) -> u64 {
         match index {
-            cpu_msr::TSC => crate::clock::host_tsc().wrapping_add(self.state.tsc_offset),
+            cpu_msr::TSC => self.vcpu.tsc().read(),
             cpu_msr::TSC_ADJUST => self.machine.msrs.tsc_adjust,
             _ => self.vcpu.lapic().map_or(0, |lapic| lapic.tsc_deadline()),
         }
@@ -274,11 +274,10 @@ impl Bus<'_> {
         let adjust = &mut self.machine.msrs.tsc_adjust;
         match (index, writer) {
             (cpu_msr::TSC, Writer::Monitor) => {
-                self.state.tsc_offset =
-                    self.vcpu.synchronize_tsc(Some(value), self.machine.tsc_khz);
+                self.state.tsc_offset = self.vcpu.synchronize_tsc(Some(value));
             }
             (cpu_msr::TSC, Writer::Guest) => {
-                let offset = value.wrapping_sub(crate::clock::host_tsc());
+                let offset = value.wrapping_sub(self.vcpu.tsc().scaled_host());
                 *adjust = adjust.wrapping_add(offset.wrapping_sub(self.state.tsc_offset));
                 self.state.tsc_offset = offset;
             }

@@ -10,11 +10,16 @@ use crate::vcpu::{Machine, Vcpu};
 enum Feature {
     Clock = 0,
     Clock2 = 3,
+    AsyncPf = 4,
     StealTime = 5,
     PvEoi = 6,
     PollControl = 12,
+    AsyncPfInt = 14,
 }
 
+/// Of the register that turns on asynchronous page faults: their page is aligned to 64 bytes, and
+/// two bits in between are reserved.
+const ASYNC_PF_RESERVED: u64 = 0x30;
 /// Bits of the steal-time register that must be zero.
 const STEAL_RESERVED: u64 = 0x3e;
 
@@ -24,6 +29,8 @@ pub(crate) struct Registers {
     system_time: u64,
     steal_time: u64,
     pv_eoi: u64,
+    async_pf: u64,
+    async_pf_vector: u64,
     poll_control: u64,
 }
 
@@ -33,6 +40,8 @@ impl Default for Registers {
             system_time: 0,
             steal_time: 0,
             pv_eoi: 0,
+            async_pf: 0,
+            async_pf_vector: 0,
             // The host polls before a halted vCPU sleeps, until the guest says otherwise.
             poll_control: 1,
         }
@@ -45,6 +54,8 @@ fn feature(index: u32) -> Option<Feature> {
         n::KVM_WALL_CLOCK_NEW | n::KVM_SYSTEM_TIME_NEW => Feature::Clock2,
         n::KVM_STEAL_TIME => Feature::StealTime,
         n::KVM_PV_EOI => Feature::PvEoi,
+        n::KVM_ASYNC_PF => Feature::AsyncPf,
+        n::KVM_ASYNC_PF_INT | n::KVM_ASYNC_PF_ACK => Feature::AsyncPfInt,
         n::KVM_POLL_CONTROL => Feature::PollControl,
         _ => return None,
     })
@@ -72,6 +83,9 @@ pub(super) fn read(machine: &Machine, vcpu: &Vcpu, index: u32) -> Result<u64, Re
         n::KVM_SYSTEM_TIME | n::KVM_SYSTEM_TIME_NEW => registers.system_time,
         n::KVM_STEAL_TIME => registers.steal_time,
         n::KVM_PV_EOI => registers.pv_eoi,
+        n::KVM_ASYNC_PF => registers.async_pf,
+        n::KVM_ASYNC_PF_INT => registers.async_pf_vector,
+        n::KVM_ASYNC_PF_ACK => 0,
         _ => registers.poll_control,
     })
 }
@@ -92,6 +106,15 @@ pub(super) fn write(
         }
         n::KVM_STEAL_TIME if value & STEAL_RESERVED == 0 => registers.steal_time = value,
         n::KVM_PV_EOI if value & 2 == 0 => registers.pv_eoi = value,
+        // Turned on, but no page is ever announced: a vCPU waits for the host. Without a local APIC
+        // it stays off.
+        n::KVM_ASYNC_PF if value & ASYNC_PF_RESERVED == 0 => match vcpu.lapic() {
+            Some(_) => registers.async_pf = value,
+            None if value == 0 => {}
+            None => return Err(Refused::Invalid),
+        },
+        n::KVM_ASYNC_PF_INT if value >> 8 == 0 => registers.async_pf_vector = value,
+        n::KVM_ASYNC_PF_ACK => {}
         n::KVM_POLL_CONTROL if value & !1 == 0 => registers.poll_control = value,
         _ => return Err(Refused::Invalid),
     }

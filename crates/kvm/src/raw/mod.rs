@@ -3,6 +3,7 @@
 //! Sizes, orders of checks and errnos are those of `kvm_dev_ioctl`, `kvm_vm_ioctl` and
 //! `kvm_vcpu_ioctl` in `virt/kvm/kvm_main.c` and of their parts in `arch/x86/kvm/x86.c`.
 
+pub(crate) mod device;
 pub(crate) mod system;
 pub(crate) mod vcpu;
 pub(crate) mod vm;

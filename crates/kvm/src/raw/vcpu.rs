@@ -16,7 +16,7 @@ use crate::cpuid::MAX_ENTRIES;
 use crate::errno::Errno;
 use crate::signals::mask_from;
 use crate::table::Answer;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Vcpu, nested};
 
 const DONE: Answer = Ok(0);
 
@@ -251,4 +251,21 @@ pub(crate) fn set_device_attr(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {
     let attr = attribute(argument)?;
     vcpu.set_tsc_offset(Argument::new(attr.addr).read()?);
     DONE
+}
+
+/// The program says in `size` how much room it has; where that is too little, it is told how much.
+pub(crate) fn get_nested_state(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {
+    let size = argument.offset(4);
+    let room: u32 = size.read()?;
+    if room < nested::HEADER {
+        size.write(&nested::HEADER)?;
+        return Err(Errno::E2BIG);
+    }
+    argument.write_slice(&vcpu.nested_state()).map(|()| 0)
+}
+
+pub(crate) fn set_nested_state(vcpu: &Arc<Vcpu>, argument: Argument) -> Answer {
+    let mut state = [0; nested::WORDS];
+    state.copy_from_slice(&argument.read_slice::<u64>(nested::WORDS)?);
+    vcpu.set_nested_state(&state).map(|()| 0)
 }

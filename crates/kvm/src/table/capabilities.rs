@@ -148,8 +148,8 @@ caps! {
     KVM_CAP_ENABLE_CAP = YES, Full;
     KVM_CAP_XSAVE = YES, Full;
     KVM_CAP_XCRS = YES, Full;
-    KVM_CAP_ASYNC_PF = NO, Absent("the host's pages are the host's affair: no vCPU need be told");
-    KVM_CAP_TSC_CONTROL = NO, Absent("RDTSC is the host's own instruction, which can't be scaled");
+    KVM_CAP_ASYNC_PF = YES, Partial("no page is ever announced: a vCPU waits for the host");
+    KVM_CAP_TSC_CONTROL = YES, Full;
     KVM_CAP_GET_TSC_KHZ = YES, Full;
     KVM_CAP_MAX_VCPUS = mask(MAX_VCPUS), Full;
     KVM_CAP_TSC_DEADLINE_TIMER = YES, Full;
@@ -159,7 +159,7 @@ caps! {
     KVM_CAP_SIGNAL_MSI = YES, Full;
     KVM_CAP_READONLY_MEM = YES, Full;
     KVM_CAP_IRQFD_RESAMPLE = YES, Full;
-    KVM_CAP_DEVICE_CTRL = YES, Partial("no device types: VFIO needs the kernel");
+    KVM_CAP_DEVICE_CTRL = YES, Full;
     KVM_CAP_EXT_EMUL_CPUID = YES, Full;
     KVM_CAP_HYPERV_TIME = NO, HYPERV;
     KVM_CAP_IOAPIC_POLARITY_IGNORED = YES, Full;
@@ -185,7 +185,7 @@ caps! {
     KVM_CAP_GET_MSR_FEATURES = YES, Full;
     KVM_CAP_HYPERV_EVENTFD = NO, HYPERV;
     KVM_CAP_HYPERV_TLBFLUSH = NO, HYPERV;
-    KVM_CAP_NESTED_STATE = NO, Absent("no nested virtualisation");
+    KVM_CAP_NESTED_STATE = Value::Host(crate::vcpu::largest_nested_state), Partial("as with nested=0: the CPU has neither VMX nor SVM");
     KVM_CAP_MSR_PLATFORM_INFO = YES, Full;
     KVM_CAP_HYPERV_SEND_IPI = NO, HYPERV;
     KVM_CAP_COALESCED_PIO = YES, Full;
@@ -197,7 +197,7 @@ caps! {
     KVM_CAP_PMU_EVENT_FILTER = NO, Absent("no PMU");
     KVM_CAP_HYPERV_DIRECT_TLBFLUSH = NO, HYPERV;
     KVM_CAP_HALT_POLL = YES, Partial("accepted; a halted vCPU sleeps at once");
-    KVM_CAP_ASYNC_PF_INT = NO, Absent("see KVM_CAP_ASYNC_PF");
+    KVM_CAP_ASYNC_PF_INT = YES, Partial("see KVM_CAP_ASYNC_PF");
     KVM_CAP_LAST_CPU = YES, Full;
     KVM_CAP_SMALLER_MAXPHYADDR = NO, Absent("the guest's MAXPHYADDR is the VM's");
     KVM_CAP_STEAL_TIME = YES, Full;
@@ -221,7 +221,7 @@ caps! {
     KVM_CAP_SYS_ATTRIBUTES = YES, Full;
     KVM_CAP_PMU_CAPABILITY = NO, Absent("no PMU");
     KVM_CAP_DISABLE_QUIRKS2 = mask(QUIRKS), Full;
-    KVM_CAP_VM_TSC_CONTROL = NO, Absent("see KVM_CAP_TSC_CONTROL");
+    KVM_CAP_VM_TSC_CONTROL = YES, Full;
     KVM_CAP_SYSTEM_EVENT_DATA = YES, Full;
     KVM_CAP_X86_TRIPLE_FAULT_EVENT = YES, Full;
     KVM_CAP_X86_NOTIFY_VMEXIT = NO, Absent("no such hardware exit");

@@ -16,6 +16,7 @@ pub fn document() -> String {
         (Level::System, "On `/dev/kvm`"),
         (Level::Vm, "On a VM"),
         (Level::Vcpu, "On a vCPU"),
+        (Level::Device, "On a device"),
     ] {
         ioctls(&mut page, level, title);
     }

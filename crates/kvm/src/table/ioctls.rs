@@ -2,13 +2,13 @@
 
 use kvm_bindings as kb;
 
-use super::Handler::{None, System, Vcpu, Vm};
+use super::Handler::{Device, None, System, Vcpu, Vm};
 use super::Status::{Absent, Full, Partial};
 use super::number::{io, ior, iow, iowr};
 use super::{Handler, Ioctl, Level, Status};
-use crate::raw::{system, vcpu, vm, vm_irq};
+use crate::raw::{device, system, vcpu, vm, vm_irq};
 
-const NESTED: Status = Absent("no nested virtualisation: the CPU has neither VMX nor SVM");
+const NESTED: Status = Partial("as with nested=0: the CPU has neither VMX nor SVM");
 const XEN: Status = Absent("no Xen guests");
 const HYPERV: Status = Absent("no Hyper-V enlightenments");
 const ENCRYPTED: Status = Absent("no memory encryption");
@@ -148,9 +148,9 @@ pub static IOCTLS: &[Ioctl] = &[
     number("KVM_SET_BOOT_CPU_ID", io(0x78), "KVM_CAP_SET_BOOT_CPU_ID", Full, Vm(vm::set_boot_cpu_id)),
     row!("KVM_SET_CLOCK", iow(0x7b, kvm_clock_data), "KVM_CAP_ADJUST_CLOCK", Full, Vm(vm::set_clock)),
     row!("KVM_GET_CLOCK", ior(0x7c, kvm_clock_data), "KVM_CAP_ADJUST_CLOCK", Full, Vm(vm::get_clock)),
-    number("KVM_SET_TSC_KHZ", io(0xa2), "KVM_CAP_VM_TSC_CONTROL", Partial("the guest's TSC runs at the host's speed"), Vm(vm::set_tsc_khz)),
+    number("KVM_SET_TSC_KHZ", io(0xa2), "KVM_CAP_VM_TSC_CONTROL", Full, Vm(vm::set_tsc_khz)),
     number("KVM_GET_TSC_KHZ", io(0xa3), "KVM_CAP_VM_TSC_CONTROL", Full, Vm(vm::get_tsc_khz)),
-    row!("KVM_CREATE_DEVICE", iowr(0xe0, kvm_create_device), "KVM_CAP_DEVICE_CTRL", Partial("no device types: VFIO needs the kernel"), Vm(vm::create_device)),
+    row!("KVM_CREATE_DEVICE", iowr(0xe0, kvm_create_device), "KVM_CAP_DEVICE_CTRL", Full, Vm(vm::create_device)),
     row!("KVM_X86_SET_MSR_FILTER", iow(0xc6, kvm_msr_filter), "KVM_CAP_X86_MSR_FILTER", Full, Vm(vm::set_msr_filter)),
     number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", SNAPSHOT, Vm(vm::get_stats_fd)),
     row!("KVM_SET_PMU_EVENT_FILTER", iow(0xb2, kvm_pmu_event_filter), "KVM_CAP_PMU_EVENT_FILTER", Absent("no PMU"), None(Level::Vm)),
@@ -229,10 +229,10 @@ pub static IOCTLS: &[Ioctl] = &[
     row!("KVM_SET_MP_STATE", iow(0x99, kvm_mp_state), "KVM_CAP_MP_STATE", Full, Vcpu(vcpu::set_mp_state)),
     row!("KVM_GET_LAPIC", ior(0x8e, kvm_lapic_state), "KVM_CAP_IRQCHIP", Full, Vcpu(vcpu::get_lapic)),
     row!("KVM_SET_LAPIC", iow(0x8f, kvm_lapic_state), "KVM_CAP_IRQCHIP", Full, Vcpu(vcpu::set_lapic)),
-    number("KVM_SET_TSC_KHZ", io(0xa2), "KVM_CAP_TSC_CONTROL", Partial("the guest's TSC runs at the host's speed"), Vcpu(vcpu::set_tsc_khz)),
+    number("KVM_SET_TSC_KHZ", io(0xa2), "KVM_CAP_TSC_CONTROL", Full, Vcpu(vcpu::set_tsc_khz)),
     number("KVM_GET_TSC_KHZ", io(0xa3), "KVM_CAP_GET_TSC_KHZ", Full, Vcpu(vcpu::get_tsc_khz)),
-    row!("KVM_GET_NESTED_STATE", iowr(0xbe, kvm_nested_state), "KVM_CAP_NESTED_STATE", NESTED, None(Level::Vcpu)),
-    row!("KVM_SET_NESTED_STATE", iow(0xbf, kvm_nested_state), "KVM_CAP_NESTED_STATE", NESTED, None(Level::Vcpu)),
+    row!("KVM_GET_NESTED_STATE", iowr(0xbe, kvm_nested_state), "KVM_CAP_NESTED_STATE", NESTED, Vcpu(vcpu::get_nested_state)),
+    row!("KVM_SET_NESTED_STATE", iow(0xbf, kvm_nested_state), "KVM_CAP_NESTED_STATE", NESTED, Vcpu(vcpu::set_nested_state)),
 
     // A vCPU: the rest
     row!("KVM_TPR_ACCESS_REPORTING", iowr(0x92, kvm_tpr_access_ctl), "KVM_CAP_VAPIC", Partial("kept; no access is reported"), Vcpu(vcpu::tpr_access_reporting)),
@@ -247,4 +247,8 @@ pub static IOCTLS: &[Ioctl] = &[
     row!("KVM_GET_SUPPORTED_HV_CPUID", iowr(0xc1, kvm_cpuid2), "KVM_CAP_HYPERV_CPUID", HYPERV, None(Level::Vcpu)),
     row!("KVM_XEN_VCPU_GET_ATTR", iowr(0xca, kvm_xen_vcpu_attr), "KVM_CAP_XEN_HVM", XEN, None(Level::Vcpu)),
     row!("KVM_XEN_VCPU_SET_ATTR", iow(0xcb, kvm_xen_vcpu_attr), "KVM_CAP_XEN_HVM", XEN, None(Level::Vcpu)),
+    // devices
+    row!("KVM_SET_DEVICE_ATTR", iow(0xe1, kvm_device_attr), "KVM_CAP_DEVICE_CTRL", Full, Device(device::set_attr)),
+    row!("KVM_GET_DEVICE_ATTR", iow(0xe2, kvm_device_attr), "KVM_CAP_DEVICE_CTRL", Full, Device(device::get_attr)),
+    row!("KVM_HAS_DEVICE_ATTR", iow(0xe3, kvm_device_attr), "KVM_CAP_DEVICE_CTRL", Full, Device(device::has_attr)),
 ];

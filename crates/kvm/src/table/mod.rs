@@ -22,6 +22,7 @@ pub use document::document;
 pub use ioctls::{FOREIGN_PREFIXES, IOCTLS, foreign};
 
 use crate::argument::Argument;
+use crate::device::Device;
 use crate::errno::Errno;
 use crate::system::System;
 use crate::vcpu::Vcpu;
@@ -37,6 +38,7 @@ pub enum Level {
     System,
     Vm,
     Vcpu,
+    Device,
 }
 
 impl Level {
@@ -44,7 +46,7 @@ impl Level {
     pub fn unknown(self) -> Errno {
         match self {
             Level::System | Level::Vcpu => Errno::EINVAL,
-            Level::Vm => Errno::ENOTTY,
+            Level::Vm | Level::Device => Errno::ENOTTY,
         }
     }
 }
@@ -56,6 +58,7 @@ pub enum Handler {
     System(fn(&Arc<System>, Argument) -> Answer),
     Vm(fn(&Arc<Vm>, Argument) -> Answer),
     Vcpu(fn(&Arc<Vcpu>, Argument) -> Answer),
+    Device(fn(&Arc<Device>, Argument) -> Answer),
     /// Not there: a file descriptor of this level does not know it.
     None(Level),
 }
@@ -66,6 +69,7 @@ impl Handler {
             Handler::System(_) => Level::System,
             Handler::Vm(_) => Level::Vm,
             Handler::Vcpu(_) => Level::Vcpu,
+            Handler::Device(_) => Level::Device,
             Handler::None(level) => level,
         }
     }

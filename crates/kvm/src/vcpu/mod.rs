@@ -12,6 +12,7 @@
 //! | `events`        | pending events, injection                                 |
 //! | `mp`, `apic`    | INIT and SIPI, the local APIC                             |
 //! | `cpuid`, `msrs` | CPUID, MSRs, clocks                                       |
+//! | `nested`        | the state of a CPU without nested virtualisation          |
 //! | `run`           | `KVM_RUN`                                                 |
 
 mod apic;
@@ -26,6 +27,7 @@ mod kick;
 mod machine;
 mod mp;
 mod msrs;
+pub(crate) mod nested;
 mod platform;
 mod regs;
 mod reset;
@@ -41,6 +43,7 @@ use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
 
 pub(crate) use control::{EFER_KNOWN, efer_is_valid};
 pub(crate) use machine::Machine;
+pub(crate) use nested::largest as largest_nested_state;
 
 pub use kick::Kicker;
 pub use run_page::{COALESCED_OFFSET, MMAP_SIZE, PORT_DATA_OFFSET, RunPage};
@@ -138,7 +141,10 @@ impl Vcpu {
 
     fn start_tsc(&self) {
         let mut inner = self.lock();
-        let offset = self.synchronize_tsc(None, inner.machine.tsc_khz);
+        let khz = inner.machine.tsc_khz;
+        // The VM has checked it.
+        let _ = self.adopt_tsc_khz(&mut inner, khz);
+        let offset = self.synchronize_tsc(None);
         inner.core.state_mut().tsc_offset = offset;
         self.publish_tsc(offset);
     }

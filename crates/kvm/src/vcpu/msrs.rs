@@ -9,9 +9,11 @@ use x86::vector;
 
 use super::machine::Life;
 use super::{Inner, Vcpu};
+use crate::clock::scale::Ratio;
 use crate::errno::Errno;
 use crate::msr::mce::Raised;
 use crate::msr::{Bus, Refused, View, Writer, index};
+use crate::vm::{possible_khz, scaling};
 
 impl Vcpu {
     fn view<'a>(&'a self, inner: &'a Inner) -> View<'a> {
@@ -69,23 +71,26 @@ impl Vcpu {
         self.lock().machine.tsc_khz
     }
 
-    /// `KVM_SET_TSC_KHZ`. Without scaling the guest's TSC runs at the host's speed; a frequency
-    /// below that is `EINVAL`, one above is kept for the guest's clock to make up.
+    /// `KVM_SET_TSC_KHZ`: the host's TSC is scaled. 0 is the host's own frequency.
     pub fn set_tsc_khz(&self, khz: u32) -> Result<(), Errno> {
-        let host = crate::vm::host_tsc_khz();
-        let khz = if khz == 0 { host } else { khz };
-        // The kernel's tolerance: 250 parts per million.
-        let slowest = host - host / 4000;
-        if khz < slowest {
-            return Err(Errno::EINVAL);
-        }
-        self.lock().machine.tsc_khz = khz;
+        let khz = possible_khz(khz)?;
+        let mut inner = self.lock();
+        self.adopt_tsc_khz(&mut inner, khz)
+    }
+
+    pub(super) fn adopt_tsc_khz(&self, inner: &mut Inner, khz: u32) -> Result<(), Errno> {
+        let ratio = scaling(khz).ok_or(Errno::EINVAL)?;
+        inner.machine.tsc_khz = khz;
+        inner.machine.clock_stale = true;
+        inner.core.state_mut().tsc_ratio = if ratio == Ratio::ONE { 0 } else { ratio.0 };
+        self.tsc.set_ratio(ratio);
+        self.tsc.set_khz(khz);
         Ok(())
     }
 
-    /// Brings the TSC into line with the VM's other vCPUs; gives the offset to the host's.
-    pub(crate) fn synchronize_tsc(&self, value: Option<u64>, khz: u32) -> u64 {
-        self.vm().synchronize_tsc(value, khz)
+    /// Brings the TSC into line with the VM's other vCPUs; gives the offset to the scaled host's.
+    pub(crate) fn synchronize_tsc(&self, value: Option<u64>) -> u64 {
+        self.vm().synchronize_tsc(value, &self.tsc)
     }
 
     /// Tells the vCPU's clocks of a new offset.
@@ -101,7 +106,7 @@ impl Vcpu {
     /// Sets `KVM_VCPU_TSC_OFFSET`.
     pub fn set_tsc_offset(&self, offset: u64) {
         let mut inner = self.lock();
-        self.vm().note_tsc_offset(offset, inner.machine.tsc_khz);
+        self.vm().note_tsc_offset(offset, &self.tsc);
         inner.core.state_mut().tsc_offset = offset;
         inner.machine.clock_stale = true;
         self.publish_tsc(offset);

@@ -59,6 +59,7 @@ fn survive(state: &mut CpuState, old: &CpuState) {
     state.msrs = old.msrs;
     state.msrs.efer = 0;
     state.tsc_offset = old.tsc_offset;
+    state.tsc_ratio = old.tsc_ratio;
     state.pkru = old.pkru;
 }
 

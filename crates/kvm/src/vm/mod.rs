@@ -22,8 +22,10 @@ use arc_swap::ArcSwapOption;
 use kvm_bindings::kvm_msr_filter;
 
 pub use tsc::host_tsc_khz;
+pub(crate) use tsc::{possible_khz, scaling};
 
 use crate::clock::kvmclock::KvmClock;
+use crate::device::Devices;
 use crate::errno::Errno;
 use crate::irqchip::chip::{Irqchip, Vcpus};
 use crate::msr::filter::{Access, MsrFilter};
@@ -78,6 +80,7 @@ pub struct Shared {
     msr_filter: ArcSwapOption<MsrFilter>,
     boot_id: AtomicU32,
     wall_clock: AtomicU64,
+    devices: Devices,
     tsc: Mutex<TscLine>,
     tsc_khz: AtomicU32,
 }
@@ -129,6 +132,7 @@ impl Shared {
             msr_filter: ArcSwapOption::empty(),
             boot_id: AtomicU32::new(0),
             wall_clock: AtomicU64::new(0),
+            devices: Devices::default(),
             tsc: Mutex::default(),
             tsc_khz: AtomicU32::new(khz),
         })
@@ -167,6 +171,11 @@ impl Shared {
     /// Where writers wait for vCPUs.
     pub fn domain(&self) -> &Arc<Domain> {
         &self.domain
+    }
+
+    /// The devices of `KVM_CREATE_DEVICE`.
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// The interrupt controllers, and everything else that interrupts.

@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Shared, Vm, lock};
+use crate::clock::scale::Ratio;
+use crate::clock::time::GuestTsc;
 use crate::clock::{host_tsc, monotonic_ns};
 use crate::errno::Errno;
 
@@ -61,16 +63,16 @@ impl TscLine {
 
 impl Shared {
     /// The offset to the host's TSC for a vCPU that is new or whose TSC the monitor writes.
-    pub(crate) fn synchronize_tsc(&self, value: Option<u64>, khz: u32) -> u64 {
-        lock(&self.tsc).offset(value, khz, host_tsc(), monotonic_ns())
+    pub(crate) fn synchronize_tsc(&self, value: Option<u64>, tsc: &GuestTsc) -> u64 {
+        lock(&self.tsc).offset(value, tsc.khz(), tsc.scaled_host(), monotonic_ns())
     }
 
     /// The monitor chose an offset itself.
-    pub(crate) fn note_tsc_offset(&self, offset: u64, khz: u32) {
-        let value = host_tsc().wrapping_add(offset);
+    pub(crate) fn note_tsc_offset(&self, offset: u64, tsc: &GuestTsc) {
+        let value = tsc.scaled_host().wrapping_add(offset);
         let mut line = lock(&self.tsc);
         line.written = true;
-        line.note(offset, value, khz, monotonic_ns());
+        line.note(offset, value, tsc.khz(), monotonic_ns());
     }
 
     /// The frequency that new vCPUs get.
@@ -87,10 +89,29 @@ impl Vm {
 
     /// `KVM_SET_TSC_KHZ` on a VM, for vCPUs to come.
     pub fn set_tsc_khz(&self, khz: u32) -> Result<(), Errno> {
-        let khz = if khz == 0 { host_tsc_khz() } else { khz };
+        let khz = possible_khz(khz)?;
         self.shared.tsc_khz.store(khz, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// The frequency that a monitor asks for, where a guest can have it; 0 is the host's.
+pub(crate) fn possible_khz(khz: u32) -> Result<u32, Errno> {
+    match khz {
+        0 => Ok(host_tsc_khz()),
+        khz if khz < Ratio::limit_khz(host_tsc_khz()) => Ok(khz),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// The scaling that gives a guest this frequency. Within 250 parts per million of the host's it is
+/// not scaled, as in the kernel.
+pub(crate) fn scaling(khz: u32) -> Option<Ratio> {
+    let host = host_tsc_khz();
+    if khz.abs_diff(host) <= host / 4000 {
+        return Some(Ratio::ONE);
+    }
+    Ratio::of(khz, host)
 }
 
 /// How fast the host's TSC runs, in kHz: what the CPU or its hypervisor says, else measured.
