@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::list::{CORE, Set};
 use crate::workspace;
 
 /// The `fourfold` binary, built for release with its preload library beside it.
@@ -14,35 +15,61 @@ pub(crate) fn fourfold() -> Result<PathBuf> {
     Ok(workspace::target_directory()?.join("release/fourfold"))
 }
 
+/// Where Debian's package linux-source-6.12 puts the kernel's source.
+pub(crate) const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
+
+/// The parts of the source that the selftests need.
+const PARTS: &[&str] = &[
+    "*/Makefile",
+    "*/Kbuild*",
+    "*/scripts/*",
+    "*/tools/*",
+    "*/include/*",
+    "*/arch/x86/*",
+    "*/usr/*",
+];
+
 /// The folder of the built selftests (`tools/testing/selftests/kvm`).
-pub(crate) fn selftests(source: &Path) -> Result<PathBuf> {
+pub(crate) fn selftests(source: &Path, set: Set) -> Result<PathBuf> {
     let tree = if source.is_dir() {
         source.to_owned()
     } else {
         unpack(source)?
     };
     let folder = tree.join("tools/testing/selftests/kvm");
-    let stamp = folder.join(".built");
-    if !stamp.exists() {
-        println!("building the selftests in {}", folder.display());
-        let jobs = format!("-j{}", std::thread::available_parallelism()?);
-        run(Command::new("make")
-            .args(["-s", "-C"])
-            .arg(&tree)
-            .args([&jobs, "headers"]))?;
-        run(Command::new("make")
-            .args(["-s", "-C"])
-            .arg(&folder)
-            .arg(&jobs))?;
+    let all = folder.join(".built");
+    let stamp = match set {
+        Set::All => all.clone(),
+        Set::Core => folder.join(".built-core"),
+    };
+    if !stamp.exists() && !all.exists() {
+        make(&tree, &folder, set)?;
         std::fs::write(&stamp, "")?;
     }
     Ok(folder)
 }
 
+fn make(tree: &Path, folder: &Path, set: Set) -> Result<()> {
+    println!("building the selftests in {}", folder.display());
+    let jobs = format!("-j{}", std::thread::available_parallelism()?);
+    let in_folder = |folder: &Path| {
+        let mut command = Command::new("make");
+        command.args(["-s", "-C"]).arg(folder).arg(&jobs);
+        command
+    };
+    run(in_folder(tree).arg("headers"))?;
+    let mut tests = in_folder(&folder.canonicalize()?);
+    if set == Set::Core {
+        let folder = folder.canonicalize()?;
+        tests.args(CORE.iter().map(|test| folder.join(test)));
+    }
+    run(&mut tests)
+}
+
 fn unpack(archive: &Path) -> Result<PathBuf> {
     if !archive.exists() {
         bail!(
-            "no kernel source at {}: apt-get install linux-source-6.12 rsync flex bison, or --source",
+            "no kernel source at {}: apt-get install linux-source-6.12 make gcc rsync, or --source",
             archive.display()
         );
     }
@@ -55,7 +82,9 @@ fn unpack(archive: &Path) -> Result<PathBuf> {
             .args(["--strip-components=1", "-C"])
             .arg(&tree)
             .arg("-xf")
-            .arg(archive))?;
+            .arg(archive)
+            .arg("--wildcards")
+            .args(PARTS))?;
         std::fs::write(&stamp, "")?;
     }
     Ok(tree)

@@ -1,5 +1,6 @@
 //! Which tests there are, which are the core set, and which may skip.
 
+use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -7,15 +8,17 @@ use anyhow::{Result, ensure};
 
 /// Tests that together touch slots, dirty logging, exits, state and interrupt controllers, and
 /// take a few seconds: the gate runs them.
-const CORE: &[&str] = &[
+pub(super) const CORE: &[&str] = &[
     "coalesced_io_test",
     "guest_print_test",
     "kvm_binary_stats_test",
-    "set_memory_region_test",
+    "memslot_modification_stress_test",
+    "pre_fault_memory_test",
     "steal_time",
     "x86_64/cpuid_test",
     "x86_64/cr4_cpuid_sync_test",
     "x86_64/debug_regs",
+    "x86_64/exit_on_emulation_failure_test",
     "x86_64/fix_hypercall_test",
     "x86_64/kvm_clock_test",
     "x86_64/kvm_pv_test",
@@ -27,6 +30,7 @@ const CORE: &[&str] = &[
     "x86_64/tsc_msrs_test",
     "x86_64/userspace_io_test",
     "x86_64/userspace_msr_exit_test",
+    "x86_64/xapic_ipi_test",
     "x86_64/xapic_state_test",
     "x86_64/xcr0_cpuid_test",
 ];
@@ -48,34 +52,143 @@ const MAY_SKIP: &[(&str, &str)] = &[
     ("x86_64/amx_test", "AMX"),
     (
         "x86_64/nx_huge_pages_test",
-        "started by its script, against a bug of Intel's CPUs",
+        "works around a bug of Intel's nested paging, of which this MMU is free",
     ),
     (
         "x86_64/smaller_maxphyaddr_emulation_test",
-        "an option of kvm_intel",
+        "an option of kvm_intel that is off by default",
     ),
-    ("x86_64/monitor_mwait_test", "MWAIT"),
-    ("x86_64/tsc_scaling_sync", "TSC scaling"),
-    ("x86_64/ucna_injection_test", "corrected machine checks"),
+    (
+        "x86_64/monitor_mwait_test",
+        "the host's CPU must have MWAIT: on others it skips on any KVM",
+    ),
+    (
+        "x86_64/tsc_scaling_sync",
+        "a TSC of another rate than the host's; guests read the host's",
+    ),
+    (
+        "x86_64/ucna_injection_test",
+        "machine checks that Intel's CPUs report as corrected (MCG_CMCI_P)",
+    ),
     (
         "access_tracking_perf_test",
-        "idle page tracking of the host's kernel",
+        "the host's kernel must have idle page tracking",
+    ),
+    (
+        "x86_64/dirty_log_page_splitting_test",
+        "the host must have huge pages to reserve",
     ),
 ];
 
+/// Tests that are run once more with options that show another side of them.
+const VARIANTS: &[(&str, &[&str])] = &[
+    ("demand_paging_test", &["-u", "MISSING", "-b", "64M"]),
+    (
+        "demand_paging_test",
+        &["-u", "MINOR", "-s", "shmem", "-b", "64M"],
+    ),
+    ("demand_paging_test", &["-v", "2", "-b", "128M", "-o"]),
+    ("demand_paging_test", &["-s", "anonymous_thp"]),
+    ("dirty_log_perf_test", &["-v", "2", "-b", "128M"]),
+    ("dirty_log_perf_test", &["-g", "-b", "128M"]),
+    (
+        "dirty_log_perf_test",
+        &["-b", "128M", "-x", "4", "-w", "50"],
+    ),
+    ("dirty_log_test", &["-M", "dirty-ring", "-c", "1024"]),
+    ("kvm_page_table_test", &["-v", "2", "-b", "128M"]),
+    ("kvm_page_table_test", &["-s", "anonymous_thp"]),
+    ("memslot_modification_stress_test", &["-v", "2"]),
+    ("memslot_perf_test", &["-q"]),
+    ("set_memory_region_test", &["1000"]),
+];
+
+/// Tests that take longer than the limit on any KVM of a small machine, with how many times as long
+/// they get, and why.
+const SLOW: &[(&str, u32)] = &[
+    // 100,000 migrations of a thread between processors, which need no KVM.
+    ("rseq_test", 4),
+];
+
+/// Tests that end on no KVM of a machine with fewer processors than this.
+const WIDE: &[(&str, usize)] = &[
+    // Four vCPUs in guest code and 64 busy threads, 512 times; on two processors the kernel's KVM
+    // has not ended it after 150 s either.
+    ("hardware_disable_test", 4),
+];
+
+/// A test and its arguments.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Case {
+    pub(crate) test: String,
+    pub(crate) arguments: &'static [&'static str],
+}
+
+impl Case {
+    /// A test without arguments.
+    pub(crate) fn plain(test: &str) -> Self {
+        Self {
+            test: test.to_owned(),
+            arguments: &[],
+        }
+    }
+
+    /// How many times the usual limit it gets.
+    pub(crate) fn patience(&self) -> u32 {
+        let row = SLOW.iter().find(|(name, _)| *name == self.test);
+        row.map_or(1, |(_, times)| *times)
+    }
+
+    /// How many processors it needs to end in any time.
+    pub(crate) fn processors(&self) -> usize {
+        let row = WIDE.iter().find(|(name, _)| *name == self.test);
+        row.map_or(1, |(_, processors)| *processors)
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = std::iter::once(self.test.as_str()).chain(self.arguments.iter().copied());
+        f.pad(&words.collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Which of the tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Set {
+    /// All, and those with options once more.
+    All,
+    /// Those that the gate runs.
+    Core,
+}
+
 /// The built tests that match, in order of their names.
-pub(crate) fn choose(folder: &Path, names: &[String], core: bool) -> Result<Vec<String>> {
+pub(crate) fn choose(folder: &Path, names: &[String], set: Set) -> Result<Vec<Case>> {
     let mut tests = executables(folder, "")?;
     tests.extend(executables(&folder.join("x86_64"), "x86_64/")?);
-    tests.retain(|t| names.is_empty() || names.iter().any(|n| t.contains(n.as_str())));
-    tests.retain(|t| !core || CORE.contains(&t.as_str()));
-    tests.sort();
+    let mut cases: Vec<_> = tests.iter().map(|test| Case::plain(test)).collect();
+    match set {
+        Set::Core => cases.retain(|case| CORE.contains(&case.test.as_str())),
+        Set::All => cases.extend(variants(&tests)),
+    }
+    cases.retain(|c| names.is_empty() || names.iter().any(|n| c.test.contains(n.as_str())));
+    cases.sort();
     ensure!(
-        !tests.is_empty(),
+        !cases.is_empty(),
         "no test of that name in {}",
         folder.display()
     );
-    Ok(tests)
+    Ok(cases)
+}
+
+fn variants(tests: &[String]) -> impl Iterator<Item = Case> {
+    VARIANTS
+        .iter()
+        .filter(|(test, _)| tests.iter().any(|t| t == test))
+        .map(|(test, arguments)| Case {
+            test: (*test).to_owned(),
+            arguments,
+        })
 }
 
 /// Why this test may skip on our KVM, if it may.

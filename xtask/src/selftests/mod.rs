@@ -4,17 +4,22 @@
 //! user would: `fourfold exec -- TEST` for ours, `TEST` itself for `/dev/kvm`.
 
 mod build;
+mod compare;
+mod huge;
 mod list;
 mod report;
 mod run;
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 pub(crate) use build::fourfold;
+use huge::HugePages;
+use list::Set;
 
 /// What to run, and on what.
 #[derive(Args)]
@@ -24,14 +29,17 @@ pub(crate) struct Options {
     /// Only the core set, which the gate runs
     #[arg(long)]
     core: bool,
-    /// Seconds that one test may take
+    /// Only the tests that measure, on both KVMs alternating so many times, with ratios
+    #[arg(long, value_name = "ROUNDS", num_args = 0..=1, default_missing_value = "3")]
+    compare: Option<u32>,
+    /// Seconds that one test may take (a few listed ones get more)
     #[arg(long, default_value_t = 40)]
     limit: u64,
     /// Which KVM to run them on
     #[arg(long, value_enum, default_value_t = On::Both)]
     on: On,
     /// The kernel's source: an archive or an unpacked tree
-    #[arg(long, default_value = "/usr/src/linux-source-6.12.tar.xz")]
+    #[arg(long, default_value = build::SOURCE)]
     source: PathBuf,
 }
 
@@ -44,20 +52,32 @@ enum On {
 
 /// Builds and runs the tests; an error where one fails or times out on our KVM.
 pub(crate) fn main(options: &Options) -> Result<()> {
+    let set = if options.core { Set::Core } else { Set::All };
     let fourfold = build::fourfold()?;
-    let folder = build::selftests(&options.source)?;
-    let tests = list::choose(&folder, &options.names, options.core)?;
+    let folder = build::selftests(&options.source, set)?;
     let limit = Duration::from_secs(options.limit);
+    if let Some(rounds) = options.compare {
+        return compare::main(&fourfold, &folder, rounds.max(1), limit);
+    }
+    let cases = list::choose(&folder, &options.names, set)?;
     let kernel = options.on != On::User && kernel_kvm_opens();
     let mut rows = Vec::new();
-    for test in tests {
+    for case in cases {
+        if case.processors() > std::thread::available_parallelism()?.get() {
+            println!(
+                "{case:<48} not run: it needs {} processors",
+                case.processors()
+            );
+            continue;
+        }
+        let _huge = (case.test == "x86_64/dirty_log_page_splitting_test").then(HugePages::reserve);
         let user = (options.on != On::Kvm)
-            .then(|| run::on_user(&fourfold, &folder, &test, limit))
+            .then(|| run::on_user(&fourfold, &folder, &case, limit))
             .transpose()?;
         let kvm = kernel
-            .then(|| run::on_kernel(&folder, &test, limit))
+            .then(|| run::on_kernel(&folder, &case, limit))
             .transpose()?;
-        let row = report::Row { test, user, kvm };
+        let row = report::Row { case, user, kvm };
         println!("{row}");
         rows.push(row);
     }
@@ -67,6 +87,38 @@ pub(crate) fn main(options: &Options) -> Result<()> {
         bail!("{bad} tests failed or timed out on user, or skipped without a listed reason");
     }
     Ok(())
+}
+
+/// The core set on our KVM, for the gate; says so where it can't be built.
+pub(crate) fn core() -> Result<()> {
+    let source = PathBuf::from(build::SOURCE);
+    if !source.exists() {
+        println!(
+            "SKIPPED: the kernel's KVM selftests: no {} (apt-get install linux-source-6.12)",
+            source.display()
+        );
+        return Ok(());
+    }
+    if let Some(tool) = ["make", "rsync", "cc"].into_iter().find(|t| !is_there(t)) {
+        println!("SKIPPED: the kernel's KVM selftests: building them takes {tool}");
+        return Ok(());
+    }
+    main(&Options {
+        names: Vec::new(),
+        core: true,
+        compare: None,
+        limit: 40,
+        on: On::User,
+        source,
+    })
+}
+
+fn is_there(tool: &str) -> bool {
+    Command::new(tool)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok()
 }
 
 fn kernel_kvm_opens() -> bool {

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use super::list::skip_reason;
+use super::list::{Case, skip_reason};
 use super::run::{Outcome, Verdict};
 
 /// One test on both KVMs.
 pub(crate) struct Row {
-    pub(crate) test: String,
+    pub(crate) case: Case,
     pub(crate) user: Option<Outcome>,
     pub(crate) kvm: Option<Outcome>,
 }
@@ -18,7 +18,7 @@ impl Row {
     pub(crate) fn is_failure(&self) -> bool {
         match self.user.as_ref().map(|o| &o.verdict) {
             None | Some(Verdict::Pass) => false,
-            Some(Verdict::Skip) => skip_reason(&self.test).is_none(),
+            Some(Verdict::Skip) => skip_reason(&self.case.test).is_none(),
             Some(Verdict::Fail(_) | Verdict::TimedOut) => true,
         }
     }
@@ -26,7 +26,7 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<48}", self.test)?;
+        write!(f, "{:<48}", self.case)?;
         write!(f, " user {}", cell(self.user.as_ref()))?;
         write!(f, "   kvm {}", cell(self.kvm.as_ref()))?;
         match &self.user {
@@ -71,8 +71,8 @@ pub(crate) fn summary(rows: &[Row]) {
             ..
         }) = row.user
         {
-            let reason = skip_reason(&row.test).unwrap_or("NO LISTED REASON");
-            println!("skipped on user: {}: {reason}", row.test);
+            let reason = skip_reason(&row.case.test).unwrap_or("NO LISTED REASON");
+            println!("skipped on user: {}: {reason}", row.case);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Runs one test with a time limit and says how it ended.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::list::Case;
 use crate::workspace;
 
 /// The exit code by which a kselftest says that it skipped itself.
@@ -28,31 +28,36 @@ pub(crate) struct Outcome {
     pub(crate) took: Duration,
     /// The line of its output that says most.
     pub(crate) word: String,
+    /// All of it.
+    pub(crate) output: String,
 }
 
 /// `fourfold exec -- TEST`.
 pub(crate) fn on_user(
     fourfold: &Path,
     folder: &Path,
-    test: &str,
+    case: &Case,
     limit: Duration,
 ) -> Result<Outcome> {
     let mut command = Command::new(fourfold);
     command
         .args(["exec", "--accel", "user", "--"])
-        .arg(folder.join(test));
-    run(command, test, limit)
+        .arg(folder.join(&case.test))
+        .args(case.arguments);
+    run(command, case, limit)
 }
 
 /// The test as it is, on `/dev/kvm`.
-pub(crate) fn on_kernel(folder: &Path, test: &str, limit: Duration) -> Result<Outcome> {
-    run(Command::new(folder.join(test)), test, limit)
+pub(crate) fn on_kernel(folder: &Path, case: &Case, limit: Duration) -> Result<Outcome> {
+    let mut command = Command::new(folder.join(&case.test));
+    command.args(case.arguments);
+    run(command, case, limit)
 }
 
-fn run(mut command: Command, test: &str, limit: Duration) -> Result<Outcome> {
+fn run(mut command: Command, case: &Case, limit: Duration) -> Result<Outcome> {
     let log = workspace::target_directory()?
         .join("selftests-logs")
-        .join(test.replace('/', "_"));
+        .join(case.to_string().replace(['/', ' '], "_"));
     std::fs::create_dir_all(log.parent().context("the log has a folder")?)?;
     let output = File::create(&log)?;
     // A group of its own, so that a time-out ends the children too.
@@ -64,17 +69,20 @@ fn run(mut command: Command, test: &str, limit: Duration) -> Result<Outcome> {
     let started = Instant::now();
     let mut child = command
         .spawn()
-        .with_context(|| format!("can't start {test}"))?;
-    let status = wait(&mut child, limit)?;
+        .with_context(|| format!("can't start {case}"))?;
+    let status = wait(&mut child, limit * case.patience())?;
     let took = started.elapsed();
     let verdict = match status {
         None => Verdict::TimedOut,
         Some(status) => judge(status),
     };
+    let text = std::fs::read(&log)?;
+    let output = String::from_utf8_lossy(&text).into_owned();
     Ok(Outcome {
         verdict,
         took,
-        word: telling_line(&log)?,
+        word: telling_line(&output),
+        output,
     })
 }
 
@@ -104,13 +112,10 @@ fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     }
 }
 
-fn telling_line(log: &Path) -> Result<String> {
-    let mut text = Vec::new();
-    File::open(log)?.read_to_end(&mut text)?;
-    let text = String::from_utf8_lossy(&text);
+fn telling_line(text: &str) -> String {
     let lines = || text.lines().map(str::trim).filter(|l| !l.is_empty());
     let telling = lines()
         .find(|l| l.contains("SKIP") || l.contains("Assert") || l.contains("panicked"))
         .or_else(|| lines().next_back());
-    Ok(telling.unwrap_or_default().chars().take(100).collect())
+    telling.unwrap_or_default().chars().take(100).collect()
 }
