@@ -376,6 +376,38 @@ impl Asm {
         self.byte(Self::opcode_for(width, wide));
     }
 
+    /// `sub reg, [m]` (64 bits).
+    pub(crate) fn sub_mem(&mut self, reg: Reg, m: Mem) {
+        self.op_mem(Width::B64, Map::One, 0x2b, reg.0, m);
+    }
+
+    /// `cmp reg, [m]` (64 bits).
+    pub(crate) fn cmp_with_mem(&mut self, reg: Reg, m: Mem) {
+        self.op_mem(Width::B64, Map::One, 0x3b, reg.0, m);
+    }
+
+    /// `dec dword [m]`.
+    pub(crate) fn dec_mem(&mut self, m: Mem) {
+        self.op_mem(Width::B32, Map::One, 0xff, 1, m);
+    }
+
+    /// `and reg, imm32` (64 bits).
+    pub(crate) fn and_imm(&mut self, reg: Reg, imm: i32) {
+        self.op_reg(Width::B64, Map::One, 0x81, 4, reg);
+        self.imm32(imm);
+    }
+
+    /// A conditional jump to a fixed place in the code cache.
+    pub(crate) fn jcc_to(&mut self, cond: u8, target: u64) {
+        self.bytes(&[0x0f, 0x80 | cond]);
+        self.rel_to(target);
+    }
+
+    /// The address of what is emitted next.
+    pub(crate) fn address(&self) -> u64 {
+        self.base + self.code.len() as u64
+    }
+
     /// `jmp` to a fixed place in the code cache.
     pub(crate) fn jmp_to(&mut self, target: u64) {
         self.byte(0xe9);

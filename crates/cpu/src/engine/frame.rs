@@ -26,6 +26,7 @@ use std::io;
 use std::ptr::NonNull;
 
 use crate::fpu::{FpuState, Pointers};
+use crate::translate::STREAMS;
 use crate::{CpuState, Segment};
 
 /// How far `rsp` points into the frame.
@@ -151,6 +152,24 @@ pub(crate) struct Fast {
 /// No translation has this mode.
 pub(crate) const NO_MODE: u32 = u32::MAX;
 
+/// The guest addresses for which a stream of a loop's accesses knows the addend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) start: u64,
+    /// Offsets from the start below this are in it, with all that the stream touches from there on.
+    pub(crate) limit: u64,
+}
+
+/// What the loop that runs knows: see `translate::looping`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Windows {
+    pub(crate) windows: [Window; STREAMS],
+    /// Misses until the engine is asked for a wider window.
+    pub(crate) widen: i32,
+}
+
 /// See the module.
 #[repr(C, align(64))]
 #[derive(Debug)]
@@ -191,6 +210,7 @@ pub(crate) struct Frame {
     pub(crate) jumps: [[u64; JUMP_ENTRIES]; 3],
     pub(crate) bounce: [[u8; BOUNCE_SIZE]; BOUNCE_SLOTS],
     pub(crate) fast: Fast,
+    pub(crate) windows: Windows,
 }
 
 /// The displacement off `rsp` of a field of [`Frame`], given as its offset.

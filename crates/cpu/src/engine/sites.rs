@@ -1,18 +1,18 @@
 //! What is done where translated code has left.
 
-use addr::Gva;
+use addr::{Address, Gva};
 use iced_x86::Instruction;
 use mmu::AccessKind;
 
 use super::bounce::Committed;
 use super::enter;
-use super::frame::HostTrap;
+use super::frame::{HostTrap, Window};
 use super::memory::Resolved;
 use super::segments::{bad_address, checked, is_canonical, segment};
 use super::vcpu::Vcpu;
 use crate::state::gpr::{RCX, RDI, RSI};
 use crate::system::{self, Abort, Next};
-use crate::translate::{Access, Mode, Reason, Site, Span, Use};
+use crate::translate::{Access, LoopMiss, Mode, Reason, STREAMS, Site, Span, Use};
 use crate::{Exception, HostFault, Platform};
 
 /// MXCSR.MM of AMD's CPUs: misaligned operands are allowed (APM 1, 4.5.3).
@@ -52,6 +52,7 @@ impl Vcpu {
         match reason {
             Reason::Access(access) => self.on_access(rip, &access, platform),
             Reason::Span(access, span) => self.on_span(rip, &access, span, platform),
+            Reason::Loop(miss) => Ok(self.on_loop(rip, &miss)),
             Reason::Link { patch } => self.on_link(rip, patch),
             Reason::Indirect => self.on_indirect(),
             Reason::System {
@@ -186,6 +187,50 @@ impl Vcpu {
         self.view()
             .resolve(gva, FIRST as usize, kind, view)
             .map(|_| ())
+    }
+
+    /// A stream of a loop has left its window: a wider one, or the instruction alone.
+    fn on_loop(&mut self, rip: u64, miss: &LoopMiss) -> Then {
+        self.set_rip(rip);
+        let low = Gva::new(self.frame().tmp[2]);
+        let view = self.context.mode.view();
+        let extent = u64::from(miss.extent);
+        let mut run = self.view().tlb().run(view, low, extent, miss.writes);
+        if run.is_none() && self.fill_for(low, miss) {
+            run = self.view().tlb().run(view, low, extent, miss.writes);
+        }
+        let Some(run) = run else {
+            return Then::Retry;
+        };
+        let windows = &mut self.frame_mut().windows;
+        // What was just done may have taken the other's translations away.
+        windows.windows = [Window::default(); STREAMS];
+        windows.windows[usize::from(miss.stream)] = Window {
+            start: run.start.raw(),
+            limit: run.length - extent + 1,
+        };
+        windows.widen = (run.length >> 10).clamp(16, 1024) as i32;
+        let frame = self.frame_mut();
+        if miss.stream == 0 {
+            frame.t0 = run.addend;
+        } else {
+            frame.t1 = run.addend;
+        }
+        Then::Enter(self.cache.base() + u64::from(miss.resume))
+    }
+
+    /// Fills the TLB for the access at hand; whether it is worth another look.
+    fn fill_for(&mut self, low: Gva, miss: &LoopMiss) -> bool {
+        let gva = low.wrapping_add(u64::from(miss.first));
+        let last = gva.wrapping_add(u64::from(miss.size) - 1);
+        let state = self.state();
+        if !is_canonical(gva.raw(), state) || !is_canonical(last.raw(), state) {
+            return false;
+        }
+        let view = self.context.mode.view();
+        let size = usize::from(miss.size);
+        let filled = self.view().resolve(gva, size, kind_of(miss.usage), view);
+        matches!(filled, Ok(Resolved::Addend(_))) && self.memory.late.is_empty()
     }
 
     /// A span that isn't in the TLB: the first access alone, then once more the span.

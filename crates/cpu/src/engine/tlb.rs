@@ -26,6 +26,8 @@ use super::frame::{InlineTlb, TLB_ENTRIES, View, XTLB_ENTRIES};
 
 /// A tag that no page number cancels.
 const NEVER: u64 = 1;
+/// Pages that a run has at most on each side.
+const LONGEST_RUN: u64 = 512;
 /// How many address spaces are put aside.
 const SPACES: usize = 16;
 
@@ -41,6 +43,16 @@ pub(crate) struct Rights {
 pub(crate) struct Extent {
     pub(crate) size: PageSize,
     pub(crate) scope: Scope,
+}
+
+/// Pages of the TLB that lie side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) start: Gva,
+    /// In bytes.
+    pub(crate) length: u64,
+    /// Host address minus guest address.
+    pub(crate) addend: u64,
 }
 
 /// Where pieces of large pages are in the TLB.
@@ -166,6 +178,31 @@ impl Tlb<'_> {
         let at = data_index(gva.frame());
         let found = if writes { tlb.write[at] } else { tlb.read[at] };
         (found == tag(page)).then(|| Hva::new(gva.raw().wrapping_add(tlb.addend[at])))
+    }
+
+    /// The longest run of pages side by side, in the guest and in the host, around these bytes.
+    pub(crate) fn run(&self, view: View, gva: Gva, length: u64, writes: bool) -> Option<Run> {
+        let tlb = &self.data[view as usize];
+        let tags = if writes { &tlb.write } else { &tlb.read };
+        let first = gva.frame().number();
+        let addend = tlb.addend[first as usize % TLB_ENTRIES];
+        let has = |number: u64| {
+            let at = number as usize % TLB_ENTRIES;
+            tags[at] == number.wrapping_neg() && tlb.addend[at] == addend
+        };
+        if !has(first) {
+            return None;
+        }
+        let above = (1..LONGEST_RUN).take_while(|n| has(first + n)).count() as u64;
+        let below = (1..LONGEST_RUN.min(first + 1)).take_while(|n| has(first - n));
+        let start = first - below.count() as u64;
+        let found = (first + above + 1 - start) << 12;
+        let offset = gva.raw() - (start << 12);
+        (offset + length <= found).then_some(Run {
+            start: Gva::new(start << 12),
+            length: found,
+            addend,
+        })
     }
 
     /// Drops all entries, those put aside included.

@@ -149,11 +149,22 @@ impl Block<'_> {
                 self.link(target);
             }
             _ => {
-                self.link_if(condition_of(instruction), target);
+                self.close_loop(condition_of(instruction), target);
                 self.link(next);
             }
         }
         Flow::Ended
+    }
+
+    /// The branch of a loop that is translated twice leads to, or stays in, the second translation.
+    fn close_loop(&mut self, cond: u8, target: u64) {
+        if let Some(looping) = &self.looping {
+            self.asm.jcc_to(cond, looping.head);
+        } else if self.loops {
+            self.back = Some(self.asm.jcc(cond));
+        } else {
+            self.link_if(cond, target);
+        }
     }
 
     /// The counter, zero-extended, in the host's rcx.

@@ -148,6 +148,9 @@ impl Block<'_> {
             MemoryUse::WriteOnly => Use::WriteOnly,
             _ => Use::Read,
         };
+        if let Some(m) = self.loop_operand(instruction, usage) {
+            return m;
+        }
         let size = (instruction.memory_size().size() as u32).max(1);
         let segment = segment_of(instruction, self.mode);
         if self.role != Role::None

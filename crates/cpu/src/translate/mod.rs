@@ -13,6 +13,7 @@ mod generic;
 #[cfg(test)]
 mod golden;
 mod inline;
+mod looping;
 mod mode;
 mod registers;
 mod site;
@@ -29,6 +30,7 @@ use crate::emit::{Asm, Mem, Raw, Reg};
 
 pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
+pub(crate) use looping::{LoopMiss, STREAMS};
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
 pub(crate) use strings::StringMark;
@@ -143,6 +145,10 @@ struct Block<'a> {
     near: Option<(Fixup, u32)>,
     /// Whether the present instruction shares its check with others.
     role: window::Role,
+    /// The block is a loop that is translated twice; its branch back.
+    loops: bool,
+    back: Option<Fixup>,
+    looping: Option<looping::Looping>,
     /// The next instruction is of the x87, and can't leave.
     x87_follows: bool,
     /// The present instruction looks for a waiting x87 exception first.
@@ -207,6 +213,7 @@ impl Translator {
     ) -> &[u8] {
         flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
         window::plan(&self.decoded, source.mode, &mut self.forms, &mut self.roles);
+        let plan = looping::plan(&self.decoded, &self.live, source.mode, &mut self.forms);
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
@@ -225,6 +232,9 @@ impl Translator {
             polled: false,
             near: None,
             role: window::Role::None,
+            loops: false,
+            back: None,
+            looping: None,
             x87_follows: false,
             waits: false,
         };
@@ -234,33 +244,72 @@ impl Translator {
         if let Some(check) = source.second.filter(|_| !special) {
             block.check_page(check);
         }
-        let mut flow = Flow::Next;
-        let mut at = 0;
-        for (index, instruction) in self.decoded.iter().enumerate() {
-            block.begin(instruction, source.rip, self.live[index]);
-            block.role = self.roles[index];
-            let bytes = &source.bytes[at..at + instruction.len()];
-            at += instruction.len();
-            block.x87_follows =
-                index + 1 < self.decoded.len() && x87::is_arithmetic(&source.bytes[at..]);
-            if poll_at == Some(index) && !special {
-                block.poll();
-            }
-            flow = block.instruction(instruction, bytes);
-            if flow == Flow::Ended {
-                break;
-            }
-        }
-        if flow == Flow::Next {
-            let next = source.rip.wrapping_add(at as u64);
-            block.link(block.truncate_ip(next));
+        let body = Body {
+            source,
+            instructions: &self.decoded,
+            live: &self.live,
+            roles: &self.roles,
+            poll_at: poll_at.filter(|_| !special),
+        };
+        block.loops = plan.is_some();
+        block.body(&body);
+        block.close_near();
+        if let Some((plan, back)) = plan.zip(block.back.take()) {
+            block.begin_loop(back, plan);
+            block.body(&body);
+            block.close_near();
+            block.end_loop();
         }
         block.cold_stubs();
         self.asm.code()
     }
 }
 
+/// The instructions of a block, with what was worked out about them.
+struct Body<'a> {
+    source: &'a Source<'a>,
+    instructions: &'a [Instruction],
+    live: &'a [bool],
+    roles: &'a [window::Role],
+    /// In front of which to poll.
+    poll_at: Option<usize>,
+}
+
 impl Block<'_> {
+    /// Translates all instructions.
+    fn body(&mut self, body: &Body<'_>) {
+        let rip = body.source.rip;
+        let mut at = 0;
+        for (index, instruction) in body.instructions.iter().enumerate() {
+            self.begin(instruction, rip, body.live[index]);
+            self.role = body.roles[index];
+            if let Some(looping) = &mut self.looping {
+                looping.at = index;
+                self.role = window::Role::None;
+            }
+            let bytes = &body.source.bytes[at..at + instruction.len()];
+            at += instruction.len();
+            self.x87_follows =
+                index + 1 < body.instructions.len() && x87::is_arithmetic(&body.source.bytes[at..]);
+            if body.poll_at == Some(index) {
+                self.poll();
+            }
+            if self.instruction(instruction, bytes) == Flow::Ended {
+                return;
+            }
+        }
+        let next = rip.wrapping_add(at as u64);
+        self.link(self.truncate_ip(next));
+    }
+
+    /// Writes the way out that must stand right behind the code.
+    fn close_near(&mut self) {
+        if let Some((from, site)) = self.near.take() {
+            self.asm.bind(from);
+            self.exit(site);
+        }
+    }
+
     /// Leaves for a new lookup unless the page check holds. Keeps flags.
     fn check_page(&mut self, check: PageCheck) {
         let rip = self.rip;
@@ -340,10 +389,6 @@ impl Block<'_> {
     }
 
     fn cold_stubs(&mut self) {
-        if let Some((from, site)) = self.near.take() {
-            self.asm.bind(from);
-            self.exit(site);
-        }
         for index in 0..self.cold.len() {
             let cold = self.cold[index];
             self.asm.bind(cold.from);

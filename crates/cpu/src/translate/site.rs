@@ -29,6 +29,8 @@ pub(crate) enum Reason {
     Access(Access),
     /// The same for several accesses together: `t0` is where the span begins.
     Span(Access, Span),
+    /// A stream of a loop has left its window; its lowest address is in the frame's `tmp[2]`.
+    Loop(super::LoopMiss),
     /// The offset in `t0` goes through a segment that needs all checks; it becomes a linear address.
     Segment(Access),
     /// All of a bounced instruction was done: written operands go to memory.

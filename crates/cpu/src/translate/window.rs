@@ -20,12 +20,12 @@ use crate::emit::asm::Width;
 use crate::emit::{Mem, Reg};
 
 /// The widest span.
-const WIDEST: i32 = 1024;
+pub(super) const WIDEST: i32 = 1024;
 /// Distances beyond this are not worth planning for; sums of a block's fit an `i32` with ease.
 const FARTHEST: i32 = 1 << 20;
 
 /// A distance, if it is one to plan for.
-fn distance(value: i64) -> Option<i32> {
+pub(super) fn distance(value: i64) -> Option<i32> {
     let value = i32::try_from(value).ok()?;
     (-FARTHEST..=FARTHEST).contains(&value).then_some(value)
 }
@@ -66,7 +66,7 @@ struct Facts {
 }
 
 /// Integer instructions that write nothing but their operands.
-fn is_plain_integer(mnemonic: Mnemonic) -> bool {
+pub(super) fn is_plain_integer(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
@@ -136,7 +136,7 @@ fn is_conditional(mnemonic: Mnemonic) -> bool {
 }
 
 /// Vector instructions that move or compute and touch no general register by themselves.
-fn is_plain_vector(instruction: &Instruction, form: &Form, mode: Mode) -> bool {
+pub(super) fn is_plain_vector(instruction: &Instruction, form: &Form, mode: Mode) -> bool {
     use Mnemonic as M;
     let vectors =
         (0..instruction.op_count()).any(|i| instruction.op_register(i).is_vector_register());
