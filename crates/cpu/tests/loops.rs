@@ -55,7 +55,7 @@ fn copies_across_scattered_pages() {
         (0x100, 0x0f8, 0x1800),
         (0x800, 0x7ec, 0x1800),
     ] {
-        let mut expected: Vec<u8> = (0..BYTES).map(|i| (i * 0x9e37 >> 7) as u8).collect();
+        let mut expected: Vec<u8> = (0..BYTES).map(|i| ((i * 0x9e37) >> 7) as u8).collect();
         write_scattered(&machine, &expected);
         for i in 0..count as usize {
             let from = from as usize + 8 * i;
