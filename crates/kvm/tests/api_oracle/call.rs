@@ -249,7 +249,7 @@ fn message(random: &mut Random) -> kvm_irq_routing_msi {
         }),
         address_hi: random.mostly(&[0], |n| (n as u32) & 0xffff_ff01),
         data: random.mostly(&[0x21, 0x30, 0x3f, 0x4030, 0xc033, 0x131], |n| {
-            n as u32 & 0xffff
+            n as u32 & 0xff
         }),
         ..Default::default()
     }
@@ -646,7 +646,6 @@ fn msrs(random: &mut Random, on: On) -> Step {
                 0x17a,
                 0x400,
                 0x403,
-                0x4b56_4d03,
                 0x4b56_4d04,
                 0x6e0,
                 0x3b,

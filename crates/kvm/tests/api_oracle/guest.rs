@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   0x0000  real mode's vectors      0x1000  a stub for each vector: mov al, n; out 0xe0, al; hlt
-//!   0x3000  GDT, IDT                 0x4000  code
-//!   0x8000  the stack's top          0x10000 page tables: 8 MiB one to one, and the APICs' pages
+//!   0x3000  GDT                      0x4000  code
+//!   0x8000  the stack's top          0xb000  IDT
+//!   0x10000 page tables: 8 MiB one to one, and the APICs' pages
 //!   0x20000 data
 //! ```
 
@@ -15,10 +16,10 @@ use crate::side::Side;
 pub(crate) const CODE: u64 = 0x4000;
 const STUBS: u64 = 0x1000;
 const GDT: u64 = 0x3000;
-const IDT: u64 = 0x3100 + 0x100;
+const IDT: u64 = 0xb000;
 const STACK: u64 = 0x8000;
 pub(crate) const TABLES: u64 = 0x1_0000;
-const VECTORS: u64 = 64;
+const VECTORS: u64 = 256;
 
 /// How the guest's CPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -336,7 +337,7 @@ impl Guest {
         sregs.gdt.base = GDT;
         sregs.gdt.limit = 23;
         sregs.idt.base = if self.mode == Mode::Real { 0 } else { IDT };
-        sregs.idt.limit = 0x3ff;
+        sregs.idt.limit = 0xfff;
         if self.mode == Mode::Long {
             sregs.cr3 = TABLES;
             sregs.cr4 = 0x620;

@@ -256,6 +256,8 @@ impl World {
         };
         xcrs.xcrs[0].value = 1;
         self.give(fd, SET_XCRS, &xcrs)?;
+        // The others' code is gone.
+        self.wild.fill(true);
         self.wild[index] = false;
         Ok(0)
     }
@@ -388,7 +390,8 @@ fn hide_accessed(memory: &mut [u8]) {
 fn hide_flags(regs: &mut [u8]) {
     regs[0x88] &= 0xd5;
     regs[0x89] &= 0x7f;
-    regs[0x8a] &= 0x3f;
+    // VM in real mode: kept by kvm.ko on AMD, hidden on Intel.
+    regs[0x8a] &= 0x3d;
     regs[0x8b..].fill(0);
 }
 
