@@ -91,6 +91,7 @@ impl Drop for Fresh {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a time, shown with four digits")]
 fn per_page(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e9 / (SIZE / PAGE) as f64
 }
