@@ -21,6 +21,7 @@ const LAYERS: &[&str] = &[
     "memory",
     "x86",
     "addr",
+    "guest",
 ];
 
 /// Checks every dependency edge between workspace members, dev- and build-dependencies included.

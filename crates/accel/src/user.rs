@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvm::{PagingPath, System};
+use kvm::System;
 use kvm_bindings::{CpuId, MsrList};
 
 use crate::choice::{Kind, Opened};
@@ -15,11 +15,7 @@ mod vm;
 use vm::UserVm;
 
 /// How the `user` accelerator works.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Config {
-    /// The tables between guest and host addresses.
-    pub paging: PagingPath,
-}
+pub use kvm::Settings as Config;
 
 /// Opens it; where it can't run on this host, a sentence that says why.
 pub fn open(config: Config) -> Opened {
@@ -27,7 +23,7 @@ pub fn open(config: Config) -> Opened {
         return Err(missing);
     }
     Ok(Arc::new(User {
-        system: System::new(config.paging),
+        system: System::new(config),
     }))
 }
 

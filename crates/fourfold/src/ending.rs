@@ -49,6 +49,11 @@ impl Ending {
         }
     }
 
+    /// Whether it ended as one hopes.
+    pub(crate) fn is_success(&self) -> bool {
+        matches!(self, Self::Done | Self::Command(0))
+    }
+
     /// Whether the operation was tried, and failed.
     pub(crate) fn is_failure(&self) -> bool {
         matches!(self, Self::Failed(_))

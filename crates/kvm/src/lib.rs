@@ -32,8 +32,9 @@ pub mod vcpu;
 pub mod vm;
 
 pub use argument::Argument;
+pub use cpu::BlockLength;
 pub use errno::Errno;
 pub use mmu::PagingPath;
-pub use system::System;
+pub use system::{Settings, System};
 pub use vcpu::Vcpu;
 pub use vm::Vm;

@@ -8,18 +8,39 @@ use crate::cpuid::{self, XCR0};
 use crate::errno::Errno;
 use crate::msr::index;
 use crate::vm::Vm;
+use cpu::BlockLength;
 use mmu::PagingPath;
+
+/// What can be chosen for all VMs of a [`System`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// The tables between guest and host addresses.
+    pub paging: PagingPath,
+    /// How much code is translated at a time.
+    pub blocks: BlockLength,
+}
+
+impl From<PagingPath> for Settings {
+    fn from(paging: PagingPath) -> Self {
+        Self {
+            paging,
+            ..Self::default()
+        }
+    }
+}
 
 /// KVM in user space.
 #[derive(Debug, Default)]
 pub struct System {
-    paging: PagingPath,
+    settings: Settings,
 }
 
 impl System {
-    /// One whose VMs use this paging.
-    pub fn new(paging: PagingPath) -> Arc<Self> {
-        Arc::new(Self { paging })
+    /// One whose VMs have these settings; a paging path alone is enough.
+    pub fn new(settings: impl Into<Settings>) -> Arc<Self> {
+        Arc::new(Self {
+            settings: settings.into(),
+        })
     }
 
     /// `KVM_GET_API_VERSION`.
@@ -32,7 +53,7 @@ impl System {
         if kind != u64::from(KVM_X86_DEFAULT_VM) {
             return Err(Errno::EINVAL);
         }
-        Vm::new(self.paging).map(Arc::new)
+        Vm::new(self.settings).map(Arc::new)
     }
 
     /// `KVM_GET_SUPPORTED_CPUID`.

@@ -94,9 +94,7 @@ pub(crate) fn subjects() -> Vec<Subject> {
     .into_iter()
     .map(|(name, paging)| Subject {
         name,
-        accelerator: choose(Preference::User(user::Config { paging }))
-            .unwrap()
-            .accelerator,
+        accelerator: choose(Preference::User(paging.into())).unwrap().accelerator,
     })
     .collect();
     match choose(Preference::Kernel) {

@@ -31,4 +31,4 @@ pub(crate) use enter::host_mxcsr_mask;
 pub use inspect::Translation;
 pub use kick::VcpuKick;
 pub use signals::{previous, replace_previous};
-pub use vcpu::{Vcpu, VcpuConfig};
+pub use vcpu::{BlockLength, Vcpu, VcpuConfig};

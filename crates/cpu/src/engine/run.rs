@@ -245,7 +245,7 @@ impl Vcpu {
         if system::must_step(self.state(), &self.pending, &self.guest_debug) {
             self.extra = Mode::STEP;
             let result = self.one(platform);
-            self.extra = 0;
+            self.extra = self.usual_extra;
             return result;
         }
         let number = self.find(0)?;

@@ -24,7 +24,7 @@ use super::tlb::TlbBook;
 use crate::CpuState;
 use crate::fpu::FpuState;
 use crate::system::{self, GuestDebug, Offer, Pending};
-use crate::translate::{FlagsAtFaults, Tables, Translator};
+use crate::translate::{FlagsAtFaults, Mode, Tables, Translator};
 
 /// What a [`Vcpu`] is made with.
 #[derive(Clone, Debug)]
@@ -35,6 +35,29 @@ pub struct VcpuConfig {
     pub cache_size: usize,
     /// What CPUID offers to the guest.
     pub offer: Offer,
+    /// How much code a block holds.
+    pub blocks: BlockLength,
+}
+
+/// How much code of the guest is translated at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BlockLength {
+    /// As much as hangs together.
+    #[default]
+    Whole,
+    /// One instruction, and blocks are not chained: slow, and without whatever one instruction's
+    /// translation may owe to its neighbours. To find out whether a fault is the translator's.
+    OneInstruction,
+}
+
+impl BlockLength {
+    /// The bits of [`Mode`] that all translations have.
+    fn mode_bits(self) -> u32 {
+        match self {
+            Self::Whole => 0,
+            Self::OneInstruction => Mode::STEP,
+        }
+    }
 }
 
 /// One virtual CPU. Its thread may change between two runs.
@@ -62,6 +85,8 @@ pub struct Vcpu {
     pub(super) contexts: [CodeContext; 3],
     /// [`crate::translate::Mode::STEP`] while instructions run one by one.
     pub(super) extra: u32,
+    /// What it is at other times.
+    pub(super) usual_extra: u32,
     pub(super) bounce: Bounce,
     pub(super) pending: Pending,
     /// What the functions of [`system`] changed during the present instruction.
@@ -110,7 +135,8 @@ impl Vcpu {
             seen_voids,
             context: CodeContext::default(),
             contexts: [CodeContext::default(); 3],
-            extra: 0,
+            extra: config.blocks.mode_bits(),
+            usual_extra: config.blocks.mode_bits(),
             bounce: Bounce::default(),
             pending: Pending::default(),
             effects: system::Effects::empty(),

@@ -163,6 +163,7 @@ impl Machine {
         let config = VcpuConfig {
             code: Arc::clone(code),
             cache_size: 16 << 20,
+            blocks: cpu::BlockLength::Whole,
             offer: Offer {
                 cr4: u64::MAX,
                 efer: 0xd01,

@@ -113,6 +113,7 @@ impl Ours {
         let config = VcpuConfig {
             code: Arc::new(CodeMap::default()),
             cache_size: 16 << 20,
+            blocks: cpu::BlockLength::Whole,
             offer: Offer::from_cpuid(|leaf, subleaf| platform.leaf(leaf, subleaf)),
         };
         let vcpu = Vcpu::new(config, VcpuMmu::new(&mmu, 0), &domain).expect("a vCPU");

@@ -53,6 +53,7 @@ impl Machine {
         let config = VcpuConfig {
             code: Arc::default(),
             cache_size: CACHE_BYTES,
+            blocks: cpu::BlockLength::Whole,
             offer: Offer::from_cpuid(host_cpuid),
         };
         let vcpu = Vcpu::new(config, VcpuMmu::new(&mmu, 0), &domain).context("a vCPU")?;

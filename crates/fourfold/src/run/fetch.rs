@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// The package that depends on the current cloud kernel.
-const KERNEL_META: &str = "linux-image-cloud-amd64";
+pub(super) const DEFAULT_KERNEL: &str = "linux-image-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
 const MODULES: &str = "modules";
 
@@ -29,22 +29,48 @@ pub(super) struct Packages {
     pub(super) modules: PathBuf,
 }
 
-/// The default guest, from the cache or fetched now; where it can't be fetched, the host's own
-/// kernel.
-pub(super) fn default_guest() -> Result<Packages> {
-    let home = cache_directory()?.join("debian-cloud");
+/// The guest with the kernel of Debian's package `kernel`, from the cache or fetched now; where the
+/// default one can't be fetched, the host's own kernel.
+pub(super) fn guest(kernel: &str) -> Result<Packages> {
+    check_name(kernel)?;
+    let home = cache_directory()?.join(match kernel {
+        DEFAULT_KERNEL => "debian-cloud",
+        other => other,
+    });
     if let Some(packages) = complete(&home) {
         return Ok(packages);
     }
-    match fetch(&home) {
-        Ok(packages) => Ok(packages),
-        Err(error) => host_guest().with_context(|| {
-            format!(
-                "fetching the default guest: {error:#}; and the host has no readable kernel with \
-                 a static busybox of its own. Give --kernel and --initrd"
-            )
-        }),
+    let failure = match fetch(&home, kernel) {
+        Ok(packages) => return Ok(packages),
+        Err(failure) => failure,
+    };
+    if kernel != DEFAULT_KERNEL {
+        return Err(failure.context(format!("fetching {kernel}")));
     }
+    match host_guest(Path::new("/")) {
+        Ok(packages) => {
+            eprintln!(
+                "fourfold: fetching the default guest: {failure:#}; using the host's own {}",
+                packages.kernel.display()
+            );
+            Ok(packages)
+        }
+        Err(missing) => bail!(
+            "fetching the default guest: {failure:#}; and the host's own kernel can't be used: \
+             {missing:#}. Give --kernel and --initrd"
+        ),
+    }
+}
+
+/// The name becomes part of a path and of a command line.
+fn check_name(package: &str) -> Result<()> {
+    let is_of_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+    if !package.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || !package.chars().all(is_of_a_name)
+    {
+        bail!("--kernel-package {package}: this is no name of a package");
+    }
+    Ok(())
 }
 
 fn cache_directory() -> Result<PathBuf> {
@@ -66,9 +92,9 @@ fn complete(home: &Path) -> Option<Packages> {
     whole.then_some(packages)
 }
 
-fn fetch(home: &Path) -> Result<Packages> {
+fn fetch(home: &Path, kernel: &str) -> Result<Packages> {
     let staging = home.with_extension(format!("fetching-{}", std::process::id()));
-    let outcome = fetch_into(&staging).and_then(|()| {
+    let outcome = fetch_into(&staging, kernel).and_then(|()| {
         let _ = fs::remove_dir_all(home);
         fs::rename(&staging, home).with_context(|| format!("making {}", home.display()))
     });
@@ -81,10 +107,10 @@ fn fetch(home: &Path) -> Result<Packages> {
     }
 }
 
-fn fetch_into(staging: &Path) -> Result<()> {
+fn fetch_into(staging: &Path, kernel: &str) -> Result<()> {
     let downloads = staging.join("downloads");
     fs::create_dir_all(&downloads).with_context(|| format!("making {}", downloads.display()))?;
-    let kernel = kernel_package()?;
+    let kernel = kernel_package(kernel)?;
     eprintln!("fourfold: first use: fetching {kernel} and {BUSYBOX} with apt-get download");
     let mut download = Command::new("apt-get");
     download
@@ -133,17 +159,19 @@ fn find(directory: &Path, prefix: &str) -> Option<PathBuf> {
     })
 }
 
-/// The package that [`KERNEL_META`] depends on now.
-fn kernel_package() -> Result<String> {
+/// The package that `meta` depends on now; `meta` itself, where it is no meta package.
+fn kernel_package(meta: &str) -> Result<String> {
     let output = Command::new("apt-cache")
-        .args(["depends", KERNEL_META])
+        .args(["depends", meta])
         .env("LC_ALL", "C")
         .output()
         .context("apt-cache")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    dependency(&text).with_context(|| {
-        format!("the host's package lists have no {KERNEL_META}: run `sudo apt-get update`")
-    })
+    match dependency(&text) {
+        Some(package) => Ok(package),
+        None if text.starts_with(meta) => Ok(meta.to_owned()),
+        None => bail!("the host's package lists have no {meta}: run `sudo apt-get update`"),
+    }
 }
 
 fn dependency(text: &str) -> Option<String> {
@@ -162,22 +190,43 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The host's own kernel and busybox, where both can be read.
-fn host_guest() -> Result<Packages> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let release = release.trim();
-    let kernel = PathBuf::from(format!("/boot/vmlinuz-{release}"));
-    fs::File::open(&kernel).with_context(|| kernel.display().to_string())?;
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-        .map(PathBuf::from)
+/// The host's own kernel and busybox below `root`, where both can be read: the running kernel, or
+/// else the newest of which there are modules.
+fn host_guest(root: &Path) -> Result<Packages> {
+    let running = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut releases = kernels(&root.join("boot"));
+    releases.sort_by_key(|release| (release == running.trim(), release.clone()));
+    let is_usable = |release: &&String| {
+        let kernel = root.join(format!("boot/vmlinuz-{release}"));
+        fs::File::open(kernel).is_ok() && modules_of(root, release).is_dir()
+    };
+    let release = releases.iter().rev().find(is_usable).with_context(|| {
+        let boot = root.join("boot");
+        format!("no readable {}/vmlinuz-* with its modules", boot.display())
+    })?;
+    let busybox = ["bin/busybox", "usr/bin/busybox"]
+        .map(|path| root.join(path))
         .into_iter()
         .find(|path| is_static(path))
-        .context("no static busybox")?;
+        .context("no static busybox (Debian's package busybox-static)")?;
     Ok(Packages {
-        kernel,
+        kernel: root.join(format!("boot/vmlinuz-{release}")),
         busybox,
-        modules: PathBuf::from(format!("/lib/modules/{release}")),
+        modules: modules_of(root, release),
     })
+}
+
+fn modules_of(root: &Path, release: &str) -> PathBuf {
+    root.join("lib/modules").join(release)
+}
+
+/// The releases of the kernels in a boot directory.
+fn kernels(boot: &Path) -> Vec<String> {
+    let entries = fs::read_dir(boot).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names
+        .filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
+        .collect()
 }
 
 /// Whether an ELF file names no interpreter.
@@ -195,6 +244,32 @@ fn is_static(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hosts_kernel_is_taken_where_it_is_whole() {
+        let root = env::temp_dir().join(format!("fourfold-host-{}", std::process::id()));
+        let boot = root.join("boot");
+        fs::create_dir_all(&boot).unwrap();
+        fs::create_dir_all(root.join("bin")).unwrap();
+        let missing = |root: &Path| format!("{:#}", host_guest(root).unwrap_err());
+        assert!(missing(&root).contains("no readable"));
+        fs::write(boot.join("vmlinuz-6.1"), b"kernel").unwrap();
+        assert!(missing(&root).contains("with its modules"));
+        fs::create_dir_all(root.join("lib/modules/6.1")).unwrap();
+        fs::write(root.join("bin/busybox"), b"\x7fELF /lib64/ld-linux").unwrap();
+        assert!(missing(&root).contains("no static busybox"));
+        fs::write(root.join("bin/busybox"), b"\x7fELF all in one").unwrap();
+        assert_eq!(host_guest(&root).unwrap().kernel, boot.join("vmlinuz-6.1"));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn names_of_packages_lead_nowhere_else() {
+        check_name("linux-image-6.12-cloud-amd64").unwrap();
+        for wrong in ["", "../x", "-o=x", "a/b", "A B"] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_kernels_package_is_found_among_dependencies() {

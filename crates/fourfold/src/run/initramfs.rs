@@ -2,26 +2,11 @@
 //! `Documentation/driver-api/early-userspace/buffer-format.rst`) with busybox, the virtio modules
 //! and an init.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use super::fetch::Packages;
-
-/// In the order in which they must be loaded; a kernel that has one built in has no such file.
-const MODULES: [&str; 8] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
-    "virtio_pci",
-    "virtio_blk",
-    "virtio-rng",
-    "virtio_console",
-];
+use super::{fetch::Packages, modules, options::GuestFile};
 
 const INIT: &str = include_str!("init.sh");
 const INTERACTIVE: &str = include_str!("interactive.sh");
@@ -31,11 +16,19 @@ const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// The archive; with `command`, one that runs it and reports how it ended.
+/// What the user brings.
+pub(super) struct Payload<'a> {
+    /// A command to run, and to report how it ended; a shell where there is none.
+    pub(super) command: Option<&'a str>,
+    /// Files of the host's.
+    pub(super) files: &'a [GuestFile],
+}
+
+/// The archive.
 pub(super) fn build(
     packages: &Packages,
     kernel: KernelOrigin,
-    command: Option<&str>,
+    payload: &Payload<'_>,
     nonce: &str,
 ) -> Result<Vec<u8>> {
     let mut archive = Cpio::default();
@@ -50,7 +43,10 @@ pub(super) fn build(
         add_modules(&mut archive, &packages.modules)?;
     }
     archive.add("init", EXECUTABLE, INIT.as_bytes());
-    match command {
+    for file in payload.files {
+        add_file(&mut archive, file)?;
+    }
+    match payload.command {
         None => archive.add("main", EXECUTABLE, INTERACTIVE.as_bytes()),
         Some(command) => {
             archive.add("main", EXECUTABLE, EXEC.as_bytes());
@@ -75,31 +71,21 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn add_modules(archive: &mut Cpio, directory: &Path) -> Result<()> {
-    let mut found = Vec::new();
-    collect(&directory.join("kernel/drivers"), &mut found);
-    for (number, name) in MODULES.iter().enumerate() {
-        let file = format!("{name}.ko");
-        let path = found.iter().find(|path| path.ends_with(&file));
-        if let Some(path) = path {
-            archive.add(&format!("modules/{number}.ko"), EXECUTABLE, &read(path)?);
-        }
+    for (number, module) in modules::wanted(directory)?.iter().enumerate() {
+        let name = format!("modules/{number:02}-{}.ko", module.name);
+        archive.add(&name, EXECUTABLE, &module.object);
     }
     Ok(())
 }
 
-/// All modules below `directory`.
-fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "ko") {
-            found.push(path);
-        }
+/// Adds a file of the host's with the directories that lead to it; it may be run.
+fn add_file(archive: &mut Cpio, file: &GuestFile) -> Result<()> {
+    let name = file.guest.trim_matches('/');
+    for (at, _) in name.match_indices('/') {
+        archive.add(&name[..at], DIRECTORY, &[]);
     }
+    archive.add(name, EXECUTABLE, &read(&file.host)?);
+    Ok(())
 }
 
 /// A cpio archive being written.

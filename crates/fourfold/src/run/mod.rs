@@ -5,6 +5,7 @@
 //! | [`options`]   | command line and TOML file, checked once                                   |
 //! | [`fetch`]     | the default kernel and busybox, from Debian's packages, into the cache     |
 //! | [`initramfs`] | the default initial RAM disk: busybox, modules, an init                    |
+//! | [`modules`]   | which modules of the kernel go into it                                     |
 //! | [`console`]   | the terminal as the guest's serial port                                    |
 //! | [`exec`]      | one command in the guest: its output and exit code                         |
 //! | [`control`]   | the machine's control socket                                               |
@@ -14,9 +15,14 @@ mod control;
 mod exec;
 mod fetch;
 mod initramfs;
+mod modules;
 mod options;
 
-use std::{fs::File, io, thread, time::Duration};
+use std::{
+    fs::File,
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use accel::{Choice, Kind, choose, detect::KernelKvm};
 use anyhow::{Context, Result};
@@ -33,7 +39,7 @@ use self::control::Control;
 use crate::ending::Ending;
 use console::Console;
 use exec::{Capture, Log, LogDestination};
-use initramfs::KernelOrigin;
+use initramfs::{KernelOrigin, Payload};
 use options::{Plan, SerialTarget};
 
 /// Runs a machine to its end; a reset starts it again.
@@ -61,10 +67,38 @@ fn plan_and_run(options: RunOptions) -> Result<Ending> {
     if plan.exec.is_none() {
         announce(&plan, &choice, &boot);
     }
+    boot_again(&plan, &choice, &boot, &control)
+}
+
+/// Boots as often as was asked for, until one boot ends badly; gives the last ending.
+fn boot_again(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> Result<Ending> {
+    let began = Instant::now();
+    let mut ending = Ending::Done;
+    for number in 1..=plan.boots {
+        ending = boot_to_end(plan, choice, boot, control)?;
+        if !ending.is_success() {
+            if plan.boots > 1 {
+                eprintln!("fourfold: boot {number} of {} failed", plan.boots);
+            }
+            return Ok(ending);
+        }
+    }
+    if plan.boots > 1 {
+        let seconds = began.elapsed().as_secs_f64() / f64::from(plan.boots);
+        eprintln!(
+            "fourfold: {} boots ended well, {seconds:.2} s each",
+            plan.boots
+        );
+    }
+    Ok(ending)
+}
+
+/// One boot, and those that follow it because the guest resets itself.
+fn boot_to_end(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> Result<Ending> {
     loop {
         let run = match &plan.exec {
-            None => run_interactive(&plan, &choice, &boot, &control)?,
-            Some(_) => run_command(&plan, &choice, &boot, &control)?,
+            None => run_interactive(plan, choice, boot, control)?,
+            Some(_) => run_command(plan, choice, boot, control)?,
         };
         match run {
             Finished::Again => {}
@@ -112,13 +146,21 @@ impl Boot {
         let mut kernel = plan.kernel.clone();
         let mut initrd = plan.initrd.clone().map(Initrd::File);
         if kernel.is_none() || (initrd.is_none() && plan.exec.is_some()) {
-            let packages = fetch::default_guest()?;
+            let packages = fetch::guest(&plan.kernel_package)?;
             if initrd.is_none() {
                 let origin = match kernel {
                     None => KernelOrigin::Packages,
                     Some(_) => KernelOrigin::User,
                 };
-                let archive = initramfs::build(&packages, origin, plan.exec.as_deref(), &nonce)?;
+                let archive = initramfs::build(
+                    &packages,
+                    origin,
+                    &Payload {
+                        command: plan.exec.as_deref(),
+                        files: &plan.files,
+                    },
+                    &nonce,
+                )?;
                 initrd = Some(Initrd::Bytes(archive));
             }
             kernel.get_or_insert(packages.kernel);

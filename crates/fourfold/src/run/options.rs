@@ -7,8 +7,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use control::Wanted;
 use devices::virtio::blk::DiskAccess;
-use kvm::PagingPath;
+use kvm::{BlockLength, PagingPath};
 use serde::Deserialize;
+
+use super::fetch;
 
 const DEFAULT_MEMORY: u64 = 512 << 20;
 
@@ -23,6 +25,9 @@ pub(crate) struct RunOptions {
     /// Kernel: bzImage, or ELF for Linux or PVH [default: Debian's cloud kernel, fetched once]
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Take the kernel from this Debian package instead [default: linux-image-cloud-amd64]
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
+    kernel_package: Option<String>,
     /// Initial RAM disk [default without --kernel: busybox]
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -44,6 +49,9 @@ pub(crate) struct RunOptions {
     /// Attach a raw disk image, as /dev/vda and so on
     #[arg(long = "disk", value_name = "FILE[,readonly]")]
     disk: Vec<String>,
+    /// Put a file of the host's into the default initial RAM disk [default place: /root]
+    #[arg(long = "file", value_name = "FILE[:GUEST_PATH]")]
+    file: Vec<String>,
     /// Where the serial console goes: stdio, none or `file:PATH` [default: stdio; with --exec: none]
     #[arg(long, value_name = "WHERE")]
     serial: Option<String>,
@@ -56,6 +64,12 @@ pub(crate) struct RunOptions {
     /// Run this command in the guest; its output and exit code become fourfold's
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
+    /// Boot this many times in a row, until one boot fails
+    #[arg(long, value_name = "N")]
+    boots: Option<u32>,
+    /// Debug Fourfold itself; `one-instruction` has `user` translate each instruction by itself
+    #[arg(long, value_name = "MODE")]
+    debug: Option<String>,
     /// Stop the machine after this many seconds
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -65,7 +79,9 @@ pub(crate) struct RunOptions {
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) kernel: Option<PathBuf>,
+    pub(super) kernel_package: String,
     pub(super) initrd: Option<PathBuf>,
+    pub(super) files: Vec<GuestFile>,
     append: Option<String>,
     pub(super) memory: u64,
     pub(super) cpus: u8,
@@ -76,6 +92,7 @@ pub(super) struct Plan {
     pub(super) start: Wanted,
     pub(super) exec: Option<String>,
     pub(super) timeout: Option<Duration>,
+    pub(super) boots: u32,
 }
 
 /// How a machine came to its name.
@@ -105,6 +122,14 @@ pub(super) enum SerialTarget {
     None,
     /// A file.
     File(PathBuf),
+}
+
+/// A file for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct GuestFile {
+    pub(super) host: PathBuf,
+    /// Its path in the guest.
+    pub(super) guest: String,
 }
 
 /// A disk image.
@@ -139,6 +164,7 @@ impl RunOptions {
         Self {
             config: self.config,
             kernel: self.kernel.or(file.kernel),
+            kernel_package: self.kernel_package.or(file.kernel_package),
             initrd: self.initrd.or(file.initrd),
             append: self.append.or(file.append),
             memory: self.memory.or(file.memory),
@@ -150,10 +176,17 @@ impl RunOptions {
             } else {
                 self.disk
             },
+            file: if self.file.is_empty() {
+                file.file
+            } else {
+                self.file
+            },
             serial: self.serial.or(file.serial),
             name: self.name.or(file.name),
             paused: self.paused || file.paused,
             exec: self.exec.or(file.exec),
+            boots: self.boots.or(file.boots),
+            debug: self.debug.or(file.debug),
             timeout: self.timeout.or(file.timeout),
         }
     }
@@ -162,11 +195,18 @@ impl RunOptions {
         if self.exec.is_some() && self.initrd.is_some() {
             bail!("--exec runs in the default initial RAM disk: leave --initrd out");
         }
+        if !self.file.is_empty() && self.initrd.is_some() {
+            bail!("--file goes into the default initial RAM disk: leave --initrd out");
+        }
         let default_serial = if self.exec.is_some() { "none" } else { "stdio" };
         Ok(Plan {
             memory: self.memory.as_deref().map_or(Ok(DEFAULT_MEMORY), size)?,
             cpus: self.cpus.unwrap_or(1),
-            accel: preference(self.accel.as_deref(), self.paging.as_deref())?,
+            accel: preference(
+                self.accel.as_deref(),
+                self.paging.as_deref(),
+                self.debug.as_deref(),
+            )?,
             disks: self.disk.iter().map(|disk| Disk::parse(disk)).collect(),
             serial: self.serial.as_deref().unwrap_or(default_serial).parse()?,
             name: match self.name {
@@ -179,6 +219,15 @@ impl RunOptions {
                 Wanted::Running
             },
             kernel: self.kernel,
+            kernel_package: self
+                .kernel_package
+                .unwrap_or_else(|| fetch::DEFAULT_KERNEL.to_owned()),
+            files: self
+                .file
+                .iter()
+                .map(|file| GuestFile::parse(file))
+                .collect::<Result<_>>()?,
+            boots: self.boots.unwrap_or(1),
             initrd: self.initrd,
             append: self.append,
             exec: self.exec,
@@ -215,6 +264,24 @@ impl Disk {
     }
 }
 
+impl GuestFile {
+    fn parse(text: &str) -> Result<Self> {
+        let (host, guest) = if let Some((host, guest)) = text.split_once(':') {
+            (PathBuf::from(host), guest.to_owned())
+        } else {
+            let host = PathBuf::from(text);
+            let name = host.file_name().context("it names no file");
+            let name = name.with_context(|| format!("--file {text}"))?;
+            let guest = format!("/root/{}", name.to_string_lossy());
+            (host, guest)
+        };
+        if guest.split('/').any(|part| part == "..") || guest.trim_matches('/').is_empty() {
+            bail!("--file {text}: {guest:?} is no path of a file in the guest");
+        }
+        Ok(Self { host, guest })
+    }
+}
+
 impl FromStr for SerialTarget {
     type Err = anyhow::Error;
 
@@ -242,8 +309,17 @@ fn size(text: &str) -> Result<u64> {
         .with_context(|| format!("--memory {text}: give bytes, or a number with K, M or G"))
 }
 
-fn preference(accel: Option<&str>, paging: Option<&str>) -> Result<Preference> {
-    let user = |paging| Preference::User(user::Config { paging });
+fn preference(
+    accel: Option<&str>,
+    paging: Option<&str>,
+    debug: Option<&str>,
+) -> Result<Preference> {
+    let blocks = match debug {
+        None => BlockLength::Whole,
+        Some("one-instruction") => BlockLength::OneInstruction,
+        Some(other) => bail!("--debug {other}: there is `one-instruction`"),
+    };
+    let user = |paging| Preference::User(user::Config { paging, blocks });
     let paging = match paging {
         None => None,
         Some("nested") => Some(PagingPath::Nested),
@@ -252,9 +328,10 @@ fn preference(accel: Option<&str>, paging: Option<&str>) -> Result<Preference> {
         Some(other) => bail!("--paging {other}: there are `nested`, `shadow` and `direct`"),
     };
     match (accel.unwrap_or("auto"), paging) {
-        ("auto", None) => Ok(Preference::Auto),
+        ("auto", None) if debug.is_none() => Ok(Preference::Auto),
+        ("kvm", None) if debug.is_some() => bail!("--debug is for `user`"),
         ("auto" | "user", Some(paging)) => Ok(user(paging)),
-        ("user", None) => Ok(user(PagingPath::default())),
+        ("auto" | "user", None) => Ok(user(PagingPath::default())),
         ("kvm", None) => Ok(Preference::Kernel),
         ("kvm", Some(_)) => bail!("--paging is for `user`: with --accel kvm the kernel decides"),
         (other, _) => bail!("--accel {other}: there are `auto`, `kvm` and `user`"),

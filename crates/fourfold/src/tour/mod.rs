@@ -6,7 +6,6 @@ mod stage;
 mod story;
 mod text;
 
-use accel::user::Config;
 use accel::{Kind, Preference, choose};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -57,8 +56,8 @@ pub(crate) fn run(options: &TourOptions) -> Result<Ending> {
 }
 
 fn on_user() -> Result<Tour> {
-    let told = |paging| -> Result<Story> {
-        let chosen = choose(Preference::User(Config { paging }))?;
+    let told = |paging: PagingPath| -> Result<Story> {
+        let chosen = choose(Preference::User(paging.into()))?;
         tell(&*chosen.accelerator, Some(paging))
     };
     Ok(Tour {

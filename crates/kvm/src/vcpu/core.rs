@@ -120,6 +120,7 @@ impl Core {
             code: std::sync::Arc::clone(vm.code()),
             cache_size: CODE_CACHE,
             offer: self.offer,
+            blocks: vm.settings().blocks,
         };
         let mmu = VcpuMmu::new(vm.mmu(), id);
         let mut engine = Box::new(cpu::Vcpu::new(config, mmu, vm.domain())?);

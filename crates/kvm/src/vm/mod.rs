@@ -29,6 +29,7 @@ use crate::device::Devices;
 use crate::errno::Errno;
 use crate::irqchip::chip::{Irqchip, Vcpus};
 use crate::msr::filter::{Access, MsrFilter};
+use crate::system::Settings;
 use crate::table::{MAX_VCPU_IDS, MAX_VCPUS};
 use crate::vcpu::{RunPage, Vcpu};
 use cpu::CodeMap;
@@ -58,7 +59,7 @@ pub struct Shared {
     generation: u32,
     /// HLT was taken from the exits: the guest gets no `PV_UNHALT`.
     halts_in_guest: AtomicBool,
-    paging: PagingPath,
+    settings: Settings,
     slots: Arc<Slots>,
     domain: Arc<Domain>,
     mmu: Arc<Mmu>,
@@ -101,18 +102,18 @@ pub struct Vm {
 }
 
 impl Shared {
-    fn new(paging: PagingPath) -> Result<Self, Errno> {
+    fn new(settings: Settings) -> Result<Self, Errno> {
         let domain = Domain::new();
         let khz = host_tsc_khz();
         let slots = Slots::new(Arc::clone(&domain), SLOTS);
         Ok(Self {
             generation: crate::fds::generation(),
             halts_in_guest: AtomicBool::new(false),
-            paging,
+            settings,
             mmu: Mmu::new(
                 &slots,
                 MmuConfig {
-                    path: paging,
+                    path: settings.paging,
                     ..MmuConfig::default()
                 },
             ),
@@ -148,9 +149,14 @@ impl Shared {
         self.halts_in_guest.load(Ordering::Relaxed)
     }
 
+    /// What was chosen for it.
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings
+    }
+
     /// The tables between guest and host addresses.
     pub fn paging(&self) -> PagingPath {
-        self.paging
+        self.settings.paging
     }
 
     /// The MMU.
@@ -251,9 +257,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Vm {
     /// A VM without memory and vCPUs.
-    pub(crate) fn new(paging: PagingPath) -> Result<Self, Errno> {
+    pub(crate) fn new(settings: Settings) -> Result<Self, Errno> {
         Ok(Self {
-            shared: Arc::new(Shared::new(paging)?),
+            shared: Arc::new(Shared::new(settings)?),
             shape: RwLock::default(),
             quirks: AtomicU64::new(0),
         })
