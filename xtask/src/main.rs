@@ -2,6 +2,7 @@
 
 mod compare_tcg;
 mod gate;
+mod guest_tests;
 mod harness;
 mod layers;
 mod readme;
@@ -34,6 +35,8 @@ enum Task {
     Selftests(selftests::Options),
     /// The tests of the crates kvm-ioctls and vmm-sys-util on our KVM
     RustVmm,
+    /// Whole guests under strain: memory, processes, disks, other kernels, power cuts
+    GuestTests(guest_tests::Options),
     /// The same guest on our CPU and on QEMU's TCG: processor time, side by side
     CompareTcg(compare_tcg::Options),
     /// Every form of instruction natively and translated, compared bit for bit
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
         Task::Ioctls => gate::ioctls(),
         Task::Selftests(options) => selftests::main(&options),
         Task::RustVmm => rust_vmm::main(),
+        Task::GuestTests(options) => guest_tests::main(&options),
         Task::CompareTcg(options) => compare_tcg::main(&options),
         Task::Differential(arguments) => harness::run("differential", &arguments),
     }

@@ -4,6 +4,7 @@ mod cli;
 mod doctor;
 mod ending;
 mod exec;
+mod heap;
 mod look;
 mod run;
 mod tour;
@@ -14,6 +15,7 @@ use cli::{Cli, Command};
 use ending::Ending;
 
 fn main() -> std::process::ExitCode {
+    heap::keep_large_blocks_apart();
     let ending = match Cli::parse().command {
         Command::Run(options) => run::run(*options),
         Command::Doctor(options) => doctor::run(&options),

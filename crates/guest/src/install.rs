@@ -75,10 +75,8 @@ fn remove(root: &Path, package: u64) -> Result<()> {
 }
 
 fn write_database(root: &Path, installed: &[u64]) -> Result<()> {
-    let text: String = installed
-        .iter()
-        .map(|package| format!("package-{package}\n"))
-        .collect();
+    let names: Vec<_> = installed.iter().map(u64::to_string).collect();
+    let text = names.join("\n");
     let directory = root.join("var/lib");
     fs::create_dir_all(&directory)?;
     replace(&directory.join("status"), text.as_bytes())

@@ -34,7 +34,10 @@ fn main() -> Result<()> {
     match words[..] {
         ["memory", percent] => memory::run(number(percent)?),
         ["processes", rounds] => processes::run(number(rounds)?),
-        ["processes-child", text] => processes::child(text),
+        ["processes-child", text] => {
+            processes::child(text);
+            Ok(())
+        }
         ["files", mib] => files::run(number(mib)?),
         ["registers", milliseconds] => registers::run(number(milliseconds)?),
         ["timers"] => timers::run(),

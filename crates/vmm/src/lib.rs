@@ -29,7 +29,7 @@ mod remote;
 mod run;
 mod space;
 
-pub use boot::BootError;
+pub use boot::{BootError, unpacked_kernel};
 pub use config::{Initrd, MachineConfig, SerialOutput};
 pub use error::BuildError;
 pub use machine::{Input, Machine, Stopper};

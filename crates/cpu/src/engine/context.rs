@@ -6,6 +6,7 @@ use x86::rflags;
 
 use super::blocks::CodeContext;
 use super::frame::View;
+use super::vcpu::BlockLength;
 use crate::translate::{CodeSize, Mode, SegmentClass};
 use crate::{CpuState, Segment};
 
@@ -97,9 +98,11 @@ fn units(state: &CpuState) -> u32 {
 }
 
 /// All that translations depend on.
-pub(crate) fn code_context(state: &CpuState) -> CodeContext {
+pub(crate) fn code_context(state: &CpuState, length: BlockLength) -> CodeContext {
     let size = code_size(state);
-    let mut mode = Mode::new(size, view(state)).with(units(state));
+    let mut mode = Mode::new(size, view(state))
+        .with(units(state))
+        .with(length.mode_bits());
     if matches!(cpl(state), 1 | 2) {
         mode = mode.with(Mode::MIDDLE);
     }

@@ -419,7 +419,7 @@ impl Vcpu {
         self.cache.patch_jump(patch, target);
     }
 
-    /// Whether blocks of this kind are chained.
+    /// Whether instructions may follow each other without a look at what else is to be done.
     pub(super) fn may_chain(&self) -> bool {
         self.extra & Mode::STEP == 0
     }

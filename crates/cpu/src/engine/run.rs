@@ -51,7 +51,7 @@ impl Vcpu {
         if state {
             self.adopt_state();
         }
-        let context = code_context(self.state());
+        let context = code_context(self.state(), self.length);
         self.adopt_context(context);
         let frame = self.frame_mut();
         enter::save_host_fpu(frame);
@@ -117,7 +117,7 @@ impl Vcpu {
             self.refresh_fast();
         }
         if effects.intersects(CONTEXT) {
-            let context = code_context(self.state());
+            let context = code_context(self.state(), self.length);
             if context != self.context {
                 self.adopt_context(context);
             }
@@ -245,7 +245,7 @@ impl Vcpu {
         if system::must_step(self.state(), &self.pending, &self.guest_debug) {
             self.extra = Mode::STEP;
             let result = self.one(platform);
-            self.extra = self.usual_extra;
+            self.extra = 0;
             return result;
         }
         let number = self.find(0)?;

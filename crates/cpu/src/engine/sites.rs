@@ -9,7 +9,7 @@ use super::enter;
 use super::frame::{HostTrap, Window};
 use super::memory::Resolved;
 use super::segments::{bad_address, checked, is_canonical, segment};
-use super::vcpu::Vcpu;
+use super::vcpu::{BlockLength, Vcpu};
 use crate::state::gpr::{RCX, RDI, RSI};
 use crate::system::{self, Abort, Next};
 use crate::translate::{Access, LoopMiss, Mode, Reason, STREAMS, Site, Span, Use};
@@ -273,10 +273,22 @@ impl Vcpu {
         Then::Enter(self.cache.base() + u64::from(plain))
     }
 
+    /// Goes on at RIP, and will look for the block again next time.
+    fn enter_unchained(&mut self) -> Result<Then, Abort> {
+        if self.kick.is_asked() {
+            return Ok(Then::Done);
+        }
+        let number = self.find(0)?;
+        Ok(self.enter_block(number))
+    }
+
     fn on_link(&mut self, target: u64, patch: u32) -> Result<Then, Abort> {
         self.set_rip(target);
         if !self.may_chain() {
             return Ok(Then::Done);
+        }
+        if self.length == BlockLength::OneInstruction {
+            return self.enter_unchained();
         }
         let generation = self.generation;
         let voids = self.seen_voids;
@@ -292,6 +304,9 @@ impl Vcpu {
         self.set_rip(target);
         if !self.may_chain() || self.kick.is_asked() {
             return Ok(Then::Done);
+        }
+        if self.length == BlockLength::OneInstruction {
+            return self.enter_unchained();
         }
         let number = self.find(0)?;
         self.remember_jump(number);

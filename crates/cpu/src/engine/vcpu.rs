@@ -52,10 +52,10 @@ pub enum BlockLength {
 
 impl BlockLength {
     /// The bits of [`Mode`] that all translations have.
-    fn mode_bits(self) -> u32 {
+    pub(super) fn mode_bits(self) -> u32 {
         match self {
             Self::Whole => 0,
-            Self::OneInstruction => Mode::STEP,
+            Self::OneInstruction => Mode::SINGLE,
         }
     }
 }
@@ -85,8 +85,7 @@ pub struct Vcpu {
     pub(super) contexts: [CodeContext; 3],
     /// [`crate::translate::Mode::STEP`] while instructions run one by one.
     pub(super) extra: u32,
-    /// What it is at other times.
-    pub(super) usual_extra: u32,
+    pub(super) length: BlockLength,
     pub(super) bounce: Bounce,
     pub(super) pending: Pending,
     /// What the functions of [`system`] changed during the present instruction.
@@ -135,8 +134,8 @@ impl Vcpu {
             seen_voids,
             context: CodeContext::default(),
             contexts: [CodeContext::default(); 3],
-            extra: config.blocks.mode_bits(),
-            usual_extra: config.blocks.mode_bits(),
+            extra: 0,
+            length: config.blocks,
             bounce: Bounce::default(),
             pending: Pending::default(),
             effects: system::Effects::empty(),

@@ -171,7 +171,9 @@ impl Translator {
         let bits = source.mode.code_size().bits();
         let options = DecoderOptions::NONE;
         let mut decoder = Decoder::with_ip(bits, source.bytes, source.rip, options);
-        let most = if source.mode.has(Mode::STEP | Mode::BOUNCE) || source.second.is_some() {
+        let most = if source.mode.has(Mode::STEP | Mode::BOUNCE | Mode::SINGLE)
+            || source.second.is_some()
+        {
             1
         } else {
             MAX_INSTRUCTIONS

@@ -45,12 +45,13 @@ impl CodeSize {
 /// | 6 | SSE raises `#UD` |
 /// | 7 | AVX raises `#UD` |
 /// | 8 | CR0.EM: x87 raises `#NM`, MMX and SSE `#UD` |
-/// | 9 | one instruction for each block |
+/// | 9 | a single step: one instruction, then a look at what else is to be done |
 /// | 10 | operands go through bounce buffers |
 /// | 11 | CR0.MP and TS: `WAIT` raises `#NM` |
 /// | 12 | CR0.TS: SSE and AVX raise `#NM` |
 /// | 13 | no check is shared by several accesses |
 /// | 14 | CPL 1 or 2 |
+/// | 15 | one instruction for each block |
 /// | 16 to 27 | [`SegmentClass`] of ES, CS, SS, DS, FS, GS |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Mode(pub(crate) u32);
@@ -67,6 +68,7 @@ impl Mode {
     pub(crate) const SSE_NM: u32 = 1 << 12;
     pub(crate) const UNSHARED: u32 = 1 << 13;
     pub(crate) const MIDDLE: u32 = 1 << 14;
+    pub(crate) const SINGLE: u32 = 1 << 15;
 
     pub(crate) fn new(size: CodeSize, view: View) -> Self {
         Self(size as u32 | (view as u32) << 3)

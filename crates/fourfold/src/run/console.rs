@@ -104,7 +104,6 @@ fn enter_raw_mode() {
         modes.assume_init()
     };
     let original = *ORIGINAL.get_or_init(|| modes);
-    install_handlers();
     let mut raw = original;
     // SAFETY: both take a whole structure.
     unsafe {
@@ -131,7 +130,11 @@ extern "C" fn restore_and_die(signal: libc::c_int) {
     }
 }
 
-fn install_handlers() {
+/// Makes signals that end the process restore the terminal first.
+///
+/// To be called before an accelerator is opened: its own handlers pass faults that are none of
+/// theirs on to those that were there before.
+pub(super) fn restore_on_signals() {
     const OUTSIDE: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
     const INSIDE: [libc::c_int; 5] = [
         libc::SIGSEGV,
@@ -141,19 +144,9 @@ fn install_handlers() {
         libc::SIGABRT,
     ];
     let handler: extern "C" fn(libc::c_int) = restore_and_die;
-    for signal in OUTSIDE {
+    for signal in OUTSIDE.into_iter().chain(INSIDE) {
         // SAFETY: the handler calls only what is async-signal-safe.
         unsafe { libc::signal(signal, handler as *const () as libc::sighandler_t) };
-    }
-    for signal in INSIDE {
-        // SAFETY: as above. A handler that is there already (the accelerator's) is left alone: it
-        // is the one that knows which faults are meant to happen.
-        unsafe {
-            let before = libc::signal(signal, handler as *const () as libc::sighandler_t);
-            if before != libc::SIG_DFL && before != libc::SIG_ERR {
-                libc::signal(signal, before);
-            }
-        }
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) fn run(options: RunOptions) -> Result<Ending> {
 
 fn plan_and_run(options: RunOptions) -> Result<Ending> {
     let plan = options.plan()?;
+    if plan.exec.is_none() && plan.serial == SerialTarget::Stdio {
+        console::restore_on_signals();
+    }
     let choice = choose(plan.accel)?;
     if let (Kind::Kernel, None) = (choice.accelerator.kind(), plan.timeout)
         && let Some(refusal) = too_slow(&KernelKvm::probe())

@@ -1,6 +1,11 @@
 //! The Linux/x86 64-bit boot protocol: header checks, zero page, GDT, identity map.
 
-use std::{fs::File, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    path::Path,
+};
 
 use addr::Gpa;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -30,7 +35,7 @@ pub(super) fn is_bzimage(file: &File) -> bool {
 }
 
 /// The setup header of a bzImage that is whole and has a 64-bit entry.
-pub(super) fn checked_header(file: &File, path: &Path) -> Result<setup_header, BootError> {
+fn checked_header(file: &File, path: &Path) -> Result<setup_header, BootError> {
     let unreadable = |cause| super::unreadable("kernel", path, cause);
     let actual = file.metadata().map_err(unreadable)?.len();
     let truncated = |promised| BootError::Truncated {
@@ -61,8 +66,21 @@ pub(super) fn checked_header(file: &File, path: &Path) -> Result<setup_header, B
     Ok(header)
 }
 
+/// The setup header and the protected-mode part behind it.
+pub(super) fn read_bzimage(
+    file: &mut File,
+    path: &Path,
+) -> Result<(setup_header, Vec<u8>), BootError> {
+    let header = checked_header(file, path)?;
+    let mut code = Vec::new();
+    file.seek(SeekFrom::Start(setup_size(&header)))
+        .and_then(|_| file.read_to_end(&mut code))
+        .map_err(|cause| super::unreadable("kernel", path, cause))?;
+    Ok((header, code))
+}
+
 /// Bytes of the real-mode part, in front of the protected-mode part.
-pub(super) fn setup_size(header: &setup_header) -> u64 {
+fn setup_size(header: &setup_header) -> u64 {
     // 0 stands for what the first versions of the protocol had.
     let sectors = match header.setup_sects {
         0 => 4,

@@ -12,7 +12,7 @@ mod pvh;
 
 use std::{
     fs::{self, File},
-    io::{self, Cursor, Read, Seek, SeekFrom},
+    io::{self, Cursor, Read},
     path::{Path, PathBuf},
 };
 
@@ -167,6 +167,20 @@ pub(crate) fn load(
     }
 }
 
+/// The ELF image inside a bzImage, as the guest would unpack it.
+pub fn unpacked_kernel(path: &Path) -> Result<Vec<u8>, BootError> {
+    let mut file = File::open(path).map_err(|cause| unreadable("kernel", path, cause))?;
+    let (header, code) = linux::read_bzimage(&mut file, path)?;
+    let unpacked = payload::unpack(&header, &code).unwrap_or_else(|| {
+        let what = "it is packed in a way that only the guest knows";
+        Err(io::Error::new(io::ErrorKind::Unsupported, what))
+    });
+    unpacked.map_err(|cause| BootError::Payload {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
 enum Kind {
     Linux {
         entry: Gpa,
@@ -235,11 +249,7 @@ impl Image {
         file: &mut File,
         ram_end: Gpa,
     ) -> Result<Self, BootError> {
-        let header = linux::checked_header(file, path)?;
-        let mut code = Vec::new();
-        file.seek(SeekFrom::Start(linux::setup_size(&header)))
-            .and_then(|_| file.read_to_end(&mut code))
-            .map_err(|cause| unreadable("kernel", path, cause))?;
+        let (header, code) = linux::read_bzimage(file, path)?;
         let initrd_max = Gpa::new(u64::from(header.initrd_addr_max) + 1);
         if let Some(unpacked) = payload::unpack(&header, &code) {
             let elf = unpacked.map_err(|cause| BootError::Payload {

@@ -1,0 +1,70 @@
+//! Many boots, boots with the translator's debug mode, and what the monitor costs the host.
+
+use std::{fs, process::Stdio, time::Duration};
+
+use crate::host::{Running, in_guest, output, read_until, run, text};
+
+#[test]
+#[ignore = "minutes: cargo xtask guest-tests"]
+fn a_hundred_boots_in_a_row() {
+    let args = [
+        "--boots", "100", "--cpus", "2", "--memory", "128M", "--exec", "nproc",
+    ];
+    let Some(output) = output(&args) else { return };
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(text(&output.stdout), "2\n".repeat(100));
+    assert!(errors.contains("100 boots ended well"), "{errors}");
+}
+
+#[test]
+#[ignore = "a minute: cargo xtask guest-tests"]
+fn a_boot_with_one_instruction_for_each_block() {
+    let out = in_guest(&["--debug", "one-instruction"], "uname -s");
+    assert!(out.is_none_or(|out| out == "Linux\n"));
+}
+
+/// The monitor's memory beside the guest's: everything that is resident (what is mapped twice or
+/// shared counts in proportion) but the mapping of the guest's RAM.
+#[test]
+fn the_monitor_is_small_beside_its_guest() {
+    const RAM_KIB: u64 = 384 << 10;
+    const MOST_KIB: u64 = 64 << 10;
+    if output(&["--exec", "true"]).is_none() {
+        return;
+    }
+    let command = "seq 1 100000 | md5sum; echo ready; sleep 60";
+    let args = ["--memory", "384M", "--exec", command];
+    let mut child = Running(run(&args).stdout(Stdio::piped()).spawn().unwrap());
+    let mut out = child.0.stdout.take().unwrap();
+    read_until(&mut out, Duration::from_secs(60), |seen| {
+        seen.contains("ready")
+    });
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", child.0.id())).unwrap();
+    let value = |line: &str, key: &str| -> Option<u64> {
+        let rest = line.strip_prefix(key)?;
+        rest.trim().strip_suffix(" kB")?.trim().parse().ok()
+    };
+    let (mut size, mut own, mut guest) = (0, 0, 0);
+    for line in smaps.lines() {
+        if let Some(kib) = value(line, "Size:") {
+            size = kib;
+        } else if let Some(kib) = value(line, "Pss:") {
+            *(if size == RAM_KIB {
+                &mut guest
+            } else {
+                &mut own
+            }) += kib;
+        }
+    }
+    println!(
+        "guest RAM {} MiB resident, all else {} MiB",
+        guest >> 10,
+        own >> 10
+    );
+    assert!(
+        guest > 10 << 10,
+        "the guest's RAM was not found in\n{smaps}"
+    );
+    assert!(own <= MOST_KIB, "{own} KiB beside the guest's RAM");
+}

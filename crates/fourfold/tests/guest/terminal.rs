@@ -1,0 +1,166 @@
+//! The console on a real terminal: tmux has it, types, and looks at the screen.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::host::{output, scratch, tool};
+
+/// A tmux server of the test's own with one window.
+struct Terminal(String);
+
+impl Terminal {
+    /// A shell that runs `command`.
+    fn start(name: &str, command: &str) -> Option<Self> {
+        tool("tmux")?;
+        let terminal = Self(format!("fourfold-{name}-{}", std::process::id()));
+        let status = terminal
+            .tmux(&[
+                "-f",
+                "/dev/null",
+                "new-session",
+                "-d",
+                "-x",
+                "100",
+                "-y",
+                "40",
+                command,
+            ])
+            .status()
+            .unwrap();
+        assert!(status.success(), "tmux: {status}");
+        Some(terminal)
+    }
+
+    fn tmux(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("tmux");
+        command.args(["-L", &self.0]).args(args);
+        command.env("XDG_CACHE_HOME", scratch().join("cache"));
+        command
+    }
+
+    fn send(&self, keys: &[&str]) {
+        let mut args = vec!["send-keys"];
+        args.extend(keys);
+        assert!(self.tmux(&args).status().unwrap().success());
+    }
+
+    fn screen(&self) -> String {
+        let output = self.tmux(&["capture-pane", "-p", "-S", "-200"]).output();
+        String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
+    }
+
+    fn wait_for(&self, text: &str) {
+        let began = Instant::now();
+        while !self.screen().contains(text) {
+            let waited = began.elapsed();
+            assert!(
+                waited < Duration::from_secs(60),
+                "no {text:?} on\n{}",
+                self.screen()
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.tmux(&["kill-server"]).status();
+    }
+}
+
+/// A machine on a terminal. It leaves its process ID in a file; when it has ended, the shell says
+/// how, and the terminal's mode.
+struct Machine {
+    terminal: Terminal,
+    pid: PathBuf,
+}
+
+impl Machine {
+    fn start(name: &str) -> Option<Self> {
+        output(&["--exec", "true"])?;
+        let fourfold = env!("CARGO_BIN_EXE_fourfold");
+        let pid = scratch().join(format!("pid-{name}-{}", std::process::id()));
+        let run = format!("{fourfold} run --accel user --timeout 200");
+        let command = format!(
+            "sh -c 'echo $$ > {}; exec {run}'; echo ended with $?; \
+             stty -a | grep -o '.icanon'; sleep 100",
+            pid.display()
+        );
+        let terminal = Terminal::start(name, &command)?;
+        terminal.wait_for("This is a shell in the guest");
+        Some(Self { terminal, pid })
+    }
+
+    fn kill(&self, signal: &str) {
+        let pid = fs::read_to_string(&self.pid).unwrap();
+        let sent = Command::new("kill")
+            .args(["-s", signal, pid.trim()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    fn assert_ended_with(&self, code: u8) {
+        self.terminal.wait_for(&format!("ended with {code}"));
+        self.terminal.wait_for(" icanon");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.pid);
+    }
+}
+
+#[test]
+fn the_console_is_a_terminal_with_qemus_escapes() {
+    let Some(machine) = Machine::start("keys") else {
+        return;
+    };
+    let terminal = &machine.terminal;
+    terminal.send(&["echo $((6 * 7)) is the answer", "Enter"]);
+    terminal.wait_for("\n42 is the answer");
+    terminal.send(&["sleep 1000", "Enter"]);
+    thread::sleep(Duration::from_millis(300));
+    terminal.send(&["C-c"]);
+    terminal.send(&["echo $((6 * 8)) came back", "Enter"]);
+    terminal.wait_for("\n48 came back");
+    terminal.send(&["C-a", "h"]);
+    terminal.wait_for("Ctrl-A x  end");
+    terminal.send(&["C-a", "x"]);
+    machine.assert_ended_with(0);
+}
+
+#[test]
+#[ignore = "seconds: cargo xtask guest-tests"]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    for (signal, code) in [("TERM", 143), ("SEGV", 139)] {
+        let Some(machine) = Machine::start(signal) else {
+            return;
+        };
+        machine.kill(signal);
+        machine.assert_ended_with(code);
+    }
+}
+
+#[test]
+#[ignore = "seconds: cargo xtask guest-tests"]
+fn exit_and_reboot_do_what_they_say() {
+    let Some(machine) = Machine::start("reboot") else {
+        return;
+    };
+    let terminal = &machine.terminal;
+    terminal.send(&["reboot -f", "Enter"]);
+    terminal.wait_for("reboot: Restarting system");
+    terminal.send(&["clear", "Enter"]);
+    thread::sleep(Duration::from_secs(1));
+    terminal.wait_for("This is a shell in the guest");
+    thread::sleep(Duration::from_secs(3));
+    terminal.send(&["exit", "Enter"]);
+    machine.assert_ended_with(0);
+}
