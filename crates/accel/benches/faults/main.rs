@@ -22,7 +22,7 @@ mod guest;
 use std::ptr::NonNull;
 use std::time::Instant;
 
-use accel::{Accelerator, Exit, Preference, choose, user};
+use accel::{Accelerator, Exit, Preference, choose};
 use guest::{Chips, Guest};
 use kvm_bindings::kvm_userspace_memory_region;
 
@@ -150,7 +150,7 @@ fn faults(accelerator: &dyn Accelerator, huge: Huge) -> [f64; 3] {
 
 fn subjects() -> Vec<(&'static str, Preference)> {
     use kvm::PagingPath::{Direct, Nested, Shadow};
-    let user = |paging| Preference::User(user::Config { paging });
+    let user = |paging: kvm::PagingPath| Preference::User(paging.into());
     vec![
         ("kvm", Preference::Kernel),
         ("user, nested", user(Nested)),

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use accel::{Accelerator, Exit, Preference, Vcpu, Vm, choose, user};
+use accel::{Accelerator, Exit, Preference, Vcpu, Vm, choose};
 use kvm::PagingPath;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region};
 

@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Seconds after which a machine is stopped; several tests may share the host's processors.
-const TIMEOUT: &str = "300";
+/// Seconds after which a machine is stopped; others may use the host's processors, too.
+const TIMEOUT: &str = "900";
 
 /// `fourfold run ARGS` on `user`, with a cache of the tests' own.
 pub(crate) fn run(args: &[&str]) -> Command {
