@@ -6,12 +6,18 @@
 //!
 //! | call                                   | why it is interposed                                   |
 //! |----------------------------------------|--------------------------------------------------------|
-//! | `open`, `openat` in all variants       | `/dev/kvm` itself, and `/sys/module/kvm*/parameters`   |
+//! | `open`, `openat`, `fopen`              | `/dev/kvm` itself, and `/sys/module/kvm*/parameters`   |
+//! | `access`, `stat` and their kin         | programs look whether there is a `/dev/kvm`            |
 //! | `ioctl`                                | the API                                                |
+//! | `mmap`                                 | what the kernel refuses of a vCPU's pages              |
 //! | `close`, `dup`, `fcntl`, `close_range` | the life of a descriptor of ours                       |
-//! | `sigaction`, `signal`                  | `KVM_RUN` ends with `EINTR` when a handler has run     |
+//! | `sigaction`, `signal`                  | a handler waits until a call of ours has ended         |
+//! | `pthread_cancel`                       | it is a signal, too                                    |
+//! | `prctl`                                | filters of system calls that would end the engine      |
+//! | `syscall`                              | all of these by number                                 |
 //!
-//! `mmap` needs nothing: a vCPU's descriptor is a memfd that holds its `kvm_run`.
+//! A vCPU's descriptor is a memfd that holds its `kvm_run`, so that a mapping of it is the kernel's
+//! affair alone.
 //!
 //! Every descriptor of ours is a real one, so that `select`, `poll`, `fstat` and passing it on do
 //! what they do for any file. [`kvm::fds`] keeps what stands behind each.
@@ -24,16 +30,21 @@
     reason = "C entry points that take the calling program's pointers as the C library would"
 )]
 
+mod bpf;
 mod descriptors;
 mod ioctl;
 mod mapping;
 mod next;
 mod open;
 mod parameters;
+mod paths;
 mod process;
+mod seccomp;
 mod settings;
 mod signals;
 mod stats;
+mod stream;
+mod syscall;
 mod trace;
 
 use std::ffi::c_int;

@@ -10,6 +10,8 @@ use libc::{off_t, size_t};
 
 use crate::fail;
 use crate::next::next;
+use crate::settings::Settings;
+use crate::trace::exits;
 
 /// Why this mapping is refused, if it is.
 fn refusal(fd: c_int, mapping: &Mapping) -> Option<Errno> {
@@ -19,6 +21,16 @@ fn refusal(fd: c_int, mapping: &Mapping) -> Option<Errno> {
     }
     let _call = Call::enter();
     kvm::fds::find_object(fd).and_then(|object| kvm::fds::refuses_mapping(&object, mapping))
+}
+
+/// Remembers where a vCPU's pages may be, for those who watch.
+fn note(fd: c_int, mapping: &Mapping, at: *mut c_void) {
+    let file = fd >= 0 && mapping.flags & libc::MAP_ANONYMOUS == 0;
+    let first = mapping.offset == 0 && at != libc::MAP_FAILED;
+    if file && first && !Call::is_running() && Settings::get().watches() {
+        let _call = Call::enter();
+        exits::mapped(fd, at);
+    }
 }
 
 macro_rules! mmaps {
@@ -41,10 +53,12 @@ macro_rules! mmaps {
                 fail(errno.0);
                 return libc::MAP_FAILED;
             }
-            next!($c_name as fn(
+            let mapped = next!($c_name as fn(
                 at: *mut c_void, len: size_t, protection: c_int, flags: c_int, fd: c_int,
                 offset: off_t,
-            ) -> *mut c_void)
+            ) -> *mut c_void);
+            note(fd, &mapping, mapped);
+            mapped
         }
     )*};
 }

@@ -6,15 +6,15 @@ use kvm::signals::Call;
 
 use crate::next::next;
 use crate::settings::{Accel, Settings};
-use crate::{fail, parameters, process};
+use crate::{fail, parameters, process, seccomp};
 
-const DEV_KVM: &CStr = c"/dev/kvm";
+pub(crate) const DEV_KVM: &CStr = c"/dev/kvm";
 
 /// What we answer to an open of this path ourselves.
 ///
 /// # Safety
 /// `path` is null or a C string.
-unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
+pub(crate) unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
     if path.is_null() || Call::is_running() {
         return None;
     }
@@ -32,6 +32,10 @@ unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
 }
 
 fn open_system(settings: Settings, flags: c_int) -> c_int {
+    if let Some(calls) = seccomp::forbidden() {
+        seccomp::complain(&calls, "/dev/kvm does not open");
+        return fail(libc::EACCES);
+    }
     process::note_owner();
     match kvm::fds::open_system(&kvm::System::new(settings.paging)) {
         Ok(fd) => {

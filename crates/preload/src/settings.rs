@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) trace: bool,
     /// Print sums at the end.
     pub(crate) stats: bool,
+    /// Leave out filters of system calls that would end the engine.
+    pub(crate) ignore_seccomp: bool,
 }
 
 impl Settings {
@@ -47,6 +49,7 @@ impl Settings {
                 "paging=direct" => settings.paging = PagingPath::Direct,
                 "trace" => settings.trace = true,
                 "stats" => settings.stats = true,
+                "ignore-seccomp" => settings.ignore_seccomp = true,
                 _ => {}
             }
         }

@@ -1,4 +1,5 @@
-//! `--stats`: how often each call was made and how long it took, when the program ends.
+//! `--stats`: how often each call was made and how long it took, and what `KVM_RUN` came back for,
+//! when the program ends.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use kvm::signals::Call;
 
-use crate::trace::name;
+use crate::trace::{exits, name};
 
 #[derive(Clone, Copy, Default)]
 struct Sum {
@@ -17,6 +18,8 @@ struct Sum {
 }
 
 static SUMS: Mutex<BTreeMap<u32, Sum>> = Mutex::new(BTreeMap::new());
+/// Exits of `KVM_RUN` by their numbers.
+static EXITS: Mutex<BTreeMap<u32, u64>> = Mutex::new(BTreeMap::new());
 static AT_EXIT: Once = Once::new();
 
 /// Counts one call.
@@ -29,6 +32,22 @@ pub(crate) fn count(request: u32, took: Duration) {
     let sum = sums.entry(request).or_default();
     sum.calls += 1;
     sum.time += took;
+}
+
+/// Counts one exit.
+pub(crate) fn count_exit(reason: u32) {
+    let mut exits = EXITS.lock().unwrap_or_else(PoisonError::into_inner);
+    *exits.entry(reason).or_default() += 1;
+}
+
+fn print_exits(text: &mut String) {
+    let exits = EXITS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rows: Vec<_> = exits.iter().collect();
+    rows.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (reason, count) in rows {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{:<36} {count:>12}", exits::name(*reason));
+    }
 }
 
 extern "C" fn print() {
@@ -54,6 +73,7 @@ extern "C" fn print() {
             mean % 1000
         );
     }
+    print_exits(&mut text);
     // Nobody to tell where it fails.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -27,6 +27,9 @@ pub(crate) struct ExecOptions {
     /// Print how often each KVM call was made, and how long it took, when the program ends
     #[arg(long)]
     stats: bool,
+    /// Leave out seccomp filters of the program that would forbid what our KVM needs
+    #[arg(long)]
+    ignore_seccomp: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
@@ -81,6 +84,9 @@ fn settings(options: &ExecOptions) -> String {
     }
     if options.stats {
         words.push("stats");
+    }
+    if options.ignore_seccomp {
+        words.push("ignore-seccomp");
     }
     words.join(",")
 }
