@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use addr::{Gpa, Hva};
-use cpu::system::Offer;
+use cpu::system::{Offer, Vendor};
 use cpu::{
     CodeMap, CpuState, CpuidResult, Exception, Exit, Handled, InjectedInterrupt, IoDirection,
     Platform, Refusal, Vcpu, VcpuConfig,
@@ -114,7 +114,11 @@ impl Ours {
             code: Arc::new(CodeMap::default()),
             cache_size: 16 << 20,
             blocks: cpu::BlockLength::Whole,
-            offer: Offer::from_cpuid(|leaf, subleaf| platform.leaf(leaf, subleaf)),
+            offer: Offer {
+                // KVM's emulator, which runs real mode, follows Intel's manual.
+                vendor: Vendor::Intel,
+                ..Offer::from_cpuid(|leaf, subleaf| platform.leaf(leaf, subleaf))
+            },
         };
         let vcpu = Vcpu::new(config, VcpuMmu::new(&mmu, 0), &domain).expect("a vCPU");
         Self {
