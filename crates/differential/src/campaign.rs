@@ -254,10 +254,11 @@ impl Drawn {
             let (form, tolerance, _) = self.origins[self.batch.cases[index].program as usize];
             note(seen, form.code, e);
             tally.count(&format!("{:?}", form.code), e);
-            if !pair
-                .compare(self.batch.program(index), e, f, tolerance)
-                .is_empty()
-            {
+            let same = || {
+                pair.compare(self.batch.program(index), e, f, tolerance)
+                    .is_empty()
+            };
+            if e.ending.is_exception() && !same() {
                 self.diverged(index, pair, effort, tally)?;
             }
         }

@@ -192,7 +192,7 @@ impl Vcpu {
         Ok(Committed::Yes)
     }
 
-    fn roll_back(&mut self) -> Committed {
+    pub(super) fn roll_back(&mut self) -> Committed {
         let (gpr, arith, rip) = (self.bounce.gpr, self.bounce.arith, self.bounce.rip);
         let frame = self.frame_mut();
         frame.state.gpr = gpr;

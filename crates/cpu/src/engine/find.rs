@@ -6,15 +6,15 @@ use super::blocks::{Block, CodeContext, PageKey, check_of};
 use super::code_map::chunks;
 use super::frame::NO_MODE;
 use super::memory::{CodePlace, read_ram};
-use super::segments::{bad_address, is_canonical};
+use super::segments::bad_address;
 use super::tlb::code_index;
 use super::vcpu::Vcpu;
 use crate::emit::{Asm, Mem, Reg};
 use crate::engine::frame::frame_disp;
 use crate::system::Abort;
 use crate::translate::{
-    Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reason, SITE_HOST_FAULT, SITE_INDIRECT,
-    Site, Source, emit_exit, emit_page_check,
+    Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reach, Reason, SITE_HOST_FAULT,
+    SITE_INDIRECT, Site, Source, emit_exit, emit_page_check,
 };
 use crate::{Exit, InternalError};
 
@@ -83,17 +83,24 @@ impl Vcpu {
         }
     }
 
-    fn linear_ip(&self) -> Result<Gva, Abort> {
-        let state = self.state();
-        let rip = state.rip;
-        if self.context.mode.is_64() {
-            if !is_canonical(rip, state) {
-                return Err(bad_address(1));
-            }
-            return Ok(Gva::new(rip));
+    /// Where code can be.
+    pub(super) fn reach(&self) -> Reach {
+        if !self.context.mode.is_64() {
+            Reach::Limit(self.context.cs_limit)
+        } else if self.state().cr4 & x86::control::Cr4::LA57.bits() != 0 {
+            Reach::Canonical(57)
+        } else {
+            Reach::Canonical(48)
         }
-        if rip > u64::from(self.context.cs_limit) {
+    }
+
+    fn linear_ip(&self) -> Result<Gva, Abort> {
+        let rip = self.state().rip;
+        if !self.reach().contains(rip) {
             return Err(bad_address(1));
+        }
+        if self.context.mode.is_64() {
+            return Ok(Gva::new(rip));
         }
         Ok(Gva::new(
             self.context.cs_base.wrapping_add(rip) & 0xffff_ffff,
@@ -270,6 +277,7 @@ impl Vcpu {
                     mode,
                     bytes: &bytes,
                     second: second.and_then(|(next, id)| self.inline_check(next, id, context)),
+                    reach: self.reach(),
                 };
                 let second = second.map(|(_, id)| id);
                 return Ok(self.write_block(&source, linear, page, second));
@@ -299,6 +307,7 @@ impl Vcpu {
             mode,
             bytes,
             second,
+            reach: self.reach(),
         };
         match self.translator.decode(&source) {
             Decoded::Bytes(length) => Some(length),

@@ -186,6 +186,9 @@ pub(crate) struct Frame {
     pub(crate) t1: u64,
     /// Scratch for sequences that touch memory twice.
     pub(crate) tmp: [u64; 3],
+    /// The site of the indirect branch that was taken last, and what its return address replaced.
+    pub(crate) branch: u32,
+    pub(crate) overwritten: u64,
     /// Where [`super::enter`] jumps to.
     pub(crate) target: u64,
     pub(crate) exit: u64,

@@ -12,10 +12,20 @@ use addr::Gva;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::memory::privilege_of;
-use super::segments::{bad_address, is_canonical, segment};
+use super::segments::{bad_address, checked, is_canonical, segment};
 use super::vcpu::Vcpu;
 use crate::Platform;
 use crate::system::Abort;
+use crate::translate::{Use, address_bits, segment_of};
+use x86::rflags;
+
+/// How far a gather has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gathered {
+    All,
+    /// A single step ends between two elements; the mask tells where it goes on.
+    Some,
+}
 
 /// How many elements of which size.
 #[derive(Clone, Copy, Debug)]
@@ -66,20 +76,12 @@ impl Vcpu {
         self.frame_mut().vectors[register.number()] = value;
     }
 
-    /// The linear address of an element of the memory operand, as an exception would have it checked.
-    fn element_address(
-        &self,
-        instruction: &Instruction,
-        operand: u32,
-        element: usize,
-    ) -> Result<Gva, Abort> {
+    /// The offset of an element of the memory operand.
+    fn element_offset(&self, instruction: &Instruction, operand: u32, element: usize) -> u64 {
         let state = self.state();
-        let flat = self.context.mode.is_64();
         let address = instruction.virtual_address(operand, element, |register, at, size| {
             if register.is_segment_register() {
-                let number = register.number() as u8;
-                let base = segment(state, number).base;
-                return Some(if flat && number < 4 { 0 } else { base });
+                return Some(0);
             }
             if register.is_vector_register() {
                 let vector = self.vector(register);
@@ -97,14 +99,40 @@ impl Vcpu {
                 _ => value,
             })
         });
-        let address = address.unwrap_or(0);
-        if !flat {
-            return Ok(Gva::new(address & 0xffff_ffff));
+        address.unwrap_or(0)
+    }
+
+    /// The linear address of `size` bytes, `skip` beyond an offset in the segment of the operand.
+    fn element_address(
+        &self,
+        instruction: &Instruction,
+        offset: u64,
+        skip: usize,
+        size: usize,
+        usage: Use,
+    ) -> Result<Gva, Abort> {
+        let number = segment_of(instruction, self.context.mode);
+        let state = self.state();
+        if !self.context.mode.is_64() {
+            let offset = offset.wrapping_add(skip as u64) as u32;
+            return checked(state, number, offset, size as u32, usage);
         }
-        if is_canonical(address, state) {
-            Ok(Gva::new(address))
+        let base = match number {
+            4 | 5 => segment(state, number).base,
+            _ => 0,
+        };
+        let mask = match address_bits(instruction, self.context.mode) {
+            32 => 0xffff_ffff,
+            _ => u64::MAX,
+        };
+        let first = base.wrapping_add(offset.wrapping_add(skip as u64) & mask);
+        let last = first.wrapping_add(size as u64 - 1);
+        let legal = is_canonical(first, state) && is_canonical(last, state);
+        let start = Gva::new(base.wrapping_add(offset));
+        if legal && !self.is_offset_beyond(start, number) {
+            Ok(Gva::new(first))
         } else {
-            Err(bad_address(0))
+            Err(bad_address(number))
         }
     }
 
@@ -114,16 +142,22 @@ impl Vcpu {
         &mut self,
         instruction: &Instruction,
         platform: &mut dyn Platform,
-    ) -> Result<(), Abort> {
+    ) -> Result<Gathered, Abort> {
         let Some(Shape { elements, size }) = gather_shape(instruction) else {
-            return Ok(());
+            return Ok(Gathered::All);
         };
         let (target, mask) = (instruction.op0_register(), instruction.op2_register());
+        let steps = self.state().rflags & rflags::TF != 0;
+        let mut progress = false;
         for element in 0..elements {
             let at = element * size;
             if self.vector(mask)[at + size - 1] & 0x80 != 0 {
-                let gva = self.element_address(instruction, 1, element)?;
-                let value = self.read_element(gva, size, platform)?;
+                let value = match self.gathered(instruction, element, size, platform) {
+                    // The trap of what was done comes in lieu of the fault.
+                    Err(Abort::Exception(_)) if progress && steps => return Ok(Gathered::Some),
+                    value => value?,
+                };
+                progress = true;
                 let frame = self.frame_mut();
                 frame.vectors[target.number()][at..at + size]
                     .copy_from_slice(&value.to_le_bytes()[..size]);
@@ -133,7 +167,19 @@ impl Vcpu {
         let frame = self.frame_mut();
         frame.vectors[mask.number()].fill(0);
         frame.vectors[target.number()][elements * size..].fill(0);
-        Ok(())
+        Ok(Gathered::All)
+    }
+
+    fn gathered(
+        &mut self,
+        instruction: &Instruction,
+        element: usize,
+        size: usize,
+        platform: &mut dyn Platform,
+    ) -> Result<u64, Abort> {
+        let offset = self.element_offset(instruction, 1, element);
+        let gva = self.element_address(instruction, offset, 0, size, Use::Read)?;
+        self.read_element(gva, size, platform)
     }
 
     /// `VMASKMOV` and `VPMASKMOV`.
@@ -152,10 +198,10 @@ impl Vcpu {
         let target = instruction.op0_register();
         let mask = self.vector(instruction.op1_register());
         let mut result = [0; 32];
+        let offset = self.element_offset(instruction, 2, 0);
         for at in (0..target.size()).step_by(size) {
             if mask[at + size - 1] & 0x80 != 0 {
-                let gva = self.element_address(instruction, 2, 0)?;
-                let gva = addr::Address::wrapping_add(gva, at as u64);
+                let gva = self.element_address(instruction, offset, at, size, Use::Read)?;
                 let value = self.read_element(gva, size, platform)?;
                 result[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
             }
@@ -171,15 +217,14 @@ impl Vcpu {
             let mask = self.vector(instruction.op2_register());
             return self.masked_store(instruction, &source[..16], &mask[..16], 1);
         }
-        self.fpu_out();
-        // The error summary of the status word: an exception waits for the next instruction.
-        if self.frame().fpu.is_exception_pending() {
-            return Err(Abort::Exception(crate::Exception {
-                vector: x86::vector::MF,
-                error_code: None,
-                payload: None,
-            }));
+        if super::enter::has_pending_x87() {
+            return Err(Abort::Exception(crate::Exception::plain(x86::vector::MF)));
         }
+        // As the first of all MMX instructions it makes the top of stack zero and all registers valid,
+        // even where a fault follows.
+        // SAFETY: changes only the x87 tags and the top of stack, as the guest's instruction does.
+        unsafe { std::arch::asm!("movd {0:e}, mm0", out(reg) _, options(nomem, nostack)) };
+        self.fpu_out();
         let register = |number: usize| {
             let mut bytes = [0; 8];
             let image = self.frame().fpu.image();
@@ -188,10 +233,7 @@ impl Vcpu {
         };
         let source = register(instruction.op1_register().number());
         let mask = register(instruction.op2_register().number());
-        self.masked_store(instruction, &source, &mask, 1)?;
-        // SAFETY: changes only the x87 tags and the top of stack, as the guest's instruction does.
-        unsafe { std::arch::asm!("movq mm0, mm0", options(nomem, nostack)) };
-        Ok(())
+        self.masked_store(instruction, &source, &mask, 1)
     }
 
     /// Writes the elements that the mask selects, after all of them were found writable.
@@ -203,23 +245,28 @@ impl Vcpu {
         size: usize,
     ) -> Result<(), Abort> {
         let privilege = privilege_of(self.context.mode.view());
-        let base = self.element_address(instruction, 0, 0)?;
-        let address = |at: usize| addr::Address::wrapping_add(base, at as u64);
+        let offset = self.element_offset(instruction, 0, 0);
         let selected = || {
             (0..source.len())
                 .step_by(size)
                 .filter(|at| mask[at + size - 1] & 0x80 != 0)
         };
-        for at in selected() {
-            self.memory.writable(address(at), size, privilege)?;
-        }
+        let address =
+            |vcpu: &Self, at, len| vcpu.element_address(instruction, offset, at, len, Use::Write);
         if size == 1 {
             // MASKMOVDQU and MASKMOVQ fault for what they would not write, too.
-            self.memory.writable(base, source.len(), privilege)?;
+            let all = address(self, 0, source.len())?;
+            self.memory.writable(all, source.len(), privilege)?;
+        } else {
+            for at in selected() {
+                let gva = address(self, at, size)?;
+                self.memory.writable(gva, size, privilege)?;
+            }
         }
         for at in selected() {
+            let gva = address(self, at, size)?;
             self.memory
-                .write_as(address(at), &source[at..at + size], privilege)?;
+                .write_as(gva, &source[at..at + size], privilege)?;
         }
         Ok(())
     }

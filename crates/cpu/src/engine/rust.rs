@@ -5,6 +5,7 @@ use addr::Gva;
 use iced_x86::{Code, Instruction, Mnemonic};
 use x86::rflags;
 
+use super::masked::Gathered;
 use super::memory::privilege_of;
 use super::segments::{bad_address, checked, is_canonical};
 use super::sites::Then;
@@ -39,7 +40,9 @@ impl Vcpu {
             | M::Vpgatherdq
             | M::Vpgatherqd
             | M::Vpgatherqq => {
-                self.gather(instruction, platform)?;
+                if self.gather(instruction, platform)? == Gathered::Some {
+                    return Ok(Then::Done);
+                }
             }
             M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => {
                 self.masked_move(instruction, platform)?;
@@ -74,7 +77,7 @@ impl Vcpu {
     }
 
     /// The linear address of a stack slot.
-    fn stack_gva(&self, pointer: u64, size: usize, usage: Use) -> Result<Gva, Abort> {
+    pub(super) fn stack_gva(&self, pointer: u64, size: usize, usage: Use) -> Result<Gva, Abort> {
         let state = self.state();
         if self.context.mode.is_64() {
             return if is_canonical(pointer, state) {
@@ -95,7 +98,7 @@ impl Vcpu {
         }
     }
 
-    fn set_stack_pointer(&mut self, value: u64) {
+    pub(super) fn set_stack_pointer(&mut self, value: u64) {
         let mask = self.stack_mask();
         let rsp = &mut self.frame_mut().state.gpr[RSP];
         *rsp = if mask == 0xffff {
@@ -145,17 +148,14 @@ impl Vcpu {
             4
         };
         let mut pointer = self.state().gpr[RSP];
-        let mut values = [0; 8];
-        for value in &mut values {
-            *value = self.read_stack(pointer, size)?;
+        for register in ALL.into_iter().rev() {
+            // What was popped before a fault stays, but for the stack pointer.
+            let value = self.read_stack(pointer, size)?;
             pointer = pointer.wrapping_add(size as u64);
-        }
-        let frame = self.frame_mut();
-        for (register, value) in ALL.iter().rev().zip(values) {
-            if *register == RSP {
+            if register == RSP {
                 continue;
             }
-            let old = &mut frame.state.gpr[*register];
+            let old = &mut self.frame_mut().state.gpr[register];
             *old = if size == 2 {
                 *old & !0xffff | value
             } else {
@@ -176,16 +176,16 @@ impl Vcpu {
         let level = usize::from(instruction.immediate8_2nd() & 31);
         let gpr = self.state().gpr;
         let mask = self.stack_mask();
-        let mut values = vec![gpr[RBP]];
         let frame_pointer = gpr[RSP].wrapping_sub(size as u64);
+        let mut pointer = self.push_values(gpr[RSP], &[gpr[RBP]], size)?;
         for i in 1..level {
             let at = gpr[RBP].wrapping_sub((i * size) as u64);
-            values.push(self.read_stack(at & mask, size)?);
+            let value = self.read_stack(at & mask, size)?;
+            pointer = self.push_values(pointer, &[value], size)?;
         }
         if level > 0 {
-            values.push(frame_pointer);
+            pointer = self.push_values(pointer, &[frame_pointer], size)?;
         }
-        let pointer = self.push_values(gpr[RSP], &values, size)?;
         let bottom = pointer.wrapping_sub(u64::from(instruction.immediate16()));
         // The new top must be writable, or the instruction faults with nothing changed.
         let privilege = privilege_of(self.context.mode.view());
@@ -202,80 +202,106 @@ impl Vcpu {
         Ok(())
     }
 
-    fn set_result_flags(&mut self, al: u8) {
-        let flags = &mut self.frame_mut().state.rflags;
-        *flags &= !(rflags::SF | rflags::ZF | rflags::PF);
-        if al & 0x80 != 0 {
-            *flags |= rflags::SF;
-        }
-        if al == 0 {
-            *flags |= rflags::ZF;
-        }
-        if al.count_ones().is_multiple_of(2) {
-            *flags |= rflags::PF;
-        }
-    }
-
-    fn set_flag(&mut self, bit: u64, set: bool) {
-        let flags = &mut self.frame_mut().state.rflags;
-        *flags = if set { *flags | bit } else { *flags & !bit };
-    }
-
     fn adjust_by_division(&mut self, instruction: &Instruction) -> Result<(), Abort> {
         let ax = self.state().gpr[RAX] as u16;
         let (al, ah) = (ax as u8, (ax >> 8) as u8);
         let base = instruction.immediate8();
-        let (al, ah) = if instruction.mnemonic() == Mnemonic::Aad {
-            (al.wrapping_add(ah.wrapping_mul(base)), 0)
-        } else if base == 0 {
-            return Err(Abort::Exception(Exception {
-                vector: x86::vector::DE,
-                error_code: None,
-                payload: None,
-            }));
-        } else {
-            (al % base, al / base)
-        };
-        let rax = &mut self.frame_mut().state.gpr[RAX];
-        *rax = *rax & !0xffff | u64::from(ah) << 8 | u64::from(al);
-        self.set_result_flags(al);
-        for bit in [rflags::CF, rflags::AF, rflags::OF] {
-            self.set_flag(bit, false);
+        if instruction.mnemonic() == Mnemonic::Aad {
+            let sum = Sum::of_bytes(al, ah.wrapping_mul(base), Direction::Up);
+            self.set_ax(sum.result);
+            self.set_arithmetic(sum.flags);
+            return Ok(());
         }
+        if base == 0 {
+            return Err(Abort::Exception(Exception::plain(x86::vector::DE)));
+        }
+        let sum = Sum::of_bytes(al % base, 0, Direction::Up);
+        self.set_ax(u16::from(al / base) << 8 | sum.result);
+        self.set_arithmetic(sum.flags);
         Ok(())
     }
 
+    fn set_ax(&mut self, value: u16) {
+        let rax = &mut self.frame_mut().state.gpr[RAX];
+        *rax = *rax & !0xffff | u64::from(value);
+    }
+
+    fn set_arithmetic(&mut self, flags: u64) {
+        let all = &mut self.frame_mut().state.rflags;
+        *all = *all & !rflags::ARITHMETIC | flags;
+    }
+
+    /// `AAA`, `AAS`, `DAA`, `DAS`. The flags that the manuals leave undefined are those of the addition
+    /// that adjusts, as AMD's CPUs have them.
     fn adjust(&mut self, mnemonic: Mnemonic) {
         let flags = self.state().rflags;
         let (carry, aux) = (flags & rflags::CF != 0, flags & rflags::AF != 0);
         let ax = self.state().gpr[RAX] as u16;
         let al = ax as u8;
         let low = al & 0xf > 9 || aux;
-        if matches!(mnemonic, Mnemonic::Aaa | Mnemonic::Aas) {
-            let delta = if low { 0x106 } else { 0 };
-            let ax = if mnemonic == Mnemonic::Aaa {
-                ax.wrapping_add(delta)
-            } else {
-                ax.wrapping_sub(delta)
-            } & 0xff0f;
-            let rax = &mut self.frame_mut().state.gpr[RAX];
-            *rax = *rax & !0xffff | u64::from(ax);
-            self.set_flag(rflags::AF, low);
-            self.set_flag(rflags::CF, low);
-            self.set_result_flags(ax as u8);
-            return;
-        }
-        let high = al > 0x99 || carry;
-        let delta = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
-        let adjusted = if mnemonic == Mnemonic::Daa {
-            al.wrapping_add(delta)
-        } else {
-            al.wrapping_sub(delta)
+        let direction = match mnemonic {
+            Mnemonic::Aaa | Mnemonic::Daa => Direction::Up,
+            _ => Direction::Down,
         };
-        let borrow = mnemonic == Mnemonic::Das && low && al < 6;
-        self.set_al(adjusted);
-        self.set_flag(rflags::AF, low);
-        self.set_flag(rflags::CF, high || borrow);
-        self.set_result_flags(adjusted);
+        let (sum, carry) = if matches!(mnemonic, Mnemonic::Aaa | Mnemonic::Aas) {
+            let sum = Sum::of_words(ax, if low { 0x106 } else { 0 }, direction);
+            self.set_ax(sum.result & 0xff0f);
+            (sum, low)
+        } else {
+            let high = al > 0x99 || carry;
+            let delta = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
+            let sum = Sum::of_bytes(al, delta, direction);
+            self.set_al(sum.result as u8);
+            let borrow = direction == Direction::Down && low && al < 6;
+            (sum, high || borrow)
+        };
+        let others = sum.flags & !(rflags::CF | rflags::AF);
+        let carries = if carry { rflags::CF } else { 0 } | if low { rflags::AF } else { 0 };
+        self.set_arithmetic(others | carries);
+    }
+}
+
+/// Whether a decimal adjustment adds or subtracts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Up,
+    Down,
+}
+
+/// A sum or difference, and all arithmetic flags of it.
+struct Sum {
+    result: u16,
+    flags: u64,
+}
+
+impl Sum {
+    fn of_bytes(a: u8, b: u8, direction: Direction) -> Self {
+        Self::of(u32::from(a), u32::from(b), direction, 8)
+    }
+
+    fn of_words(a: u16, b: u16, direction: Direction) -> Self {
+        Self::of(u32::from(a), u32::from(b), direction, 16)
+    }
+
+    fn of(a: u32, b: u32, direction: Direction, bits: u32) -> Self {
+        let (wide, may_overflow) = match direction {
+            Direction::Up => (a.wrapping_add(b), !(a ^ b)),
+            Direction::Down => (a.wrapping_sub(b), a ^ b),
+        };
+        let result = wide & ((1 << bits) - 1);
+        let top = bits - 1;
+        let conditions = [
+            (rflags::CF, wide >> bits & 1 != 0),
+            (rflags::PF, (result as u8).count_ones().is_multiple_of(2)),
+            (rflags::AF, (a ^ b ^ result) & 0x10 != 0),
+            (rflags::ZF, result == 0),
+            (rflags::SF, result >> top & 1 != 0),
+            (rflags::OF, (may_overflow & (a ^ result)) >> top & 1 != 0),
+        ];
+        let set = conditions.into_iter().filter(|(_, set)| *set);
+        Self {
+            result: result as u16,
+            flags: set.fold(0, |all, (flag, _)| all | flag),
+        }
     }
 }

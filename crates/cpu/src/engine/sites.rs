@@ -7,12 +7,12 @@ use mmu::AccessKind;
 use super::bounce::Committed;
 use super::enter;
 use super::frame::{HostTrap, Window};
-use super::memory::Resolved;
+use super::memory::{Resolved, privilege_of};
 use super::segments::{bad_address, checked, is_canonical, segment};
 use super::vcpu::{BlockLength, Vcpu};
-use crate::state::gpr::{RCX, RDI, RSI};
+use crate::state::gpr::{RCX, RDI, RSI, RSP};
 use crate::system::{self, Abort, Next};
-use crate::translate::{Access, LoopMiss, Mode, Reason, STREAMS, Site, Span, Use};
+use crate::translate::{Access, Branch, LoopMiss, Mode, Reason, STREAMS, Site, Span, Use};
 use crate::{Exception, HostFault, Platform};
 
 /// MXCSR.MM of AMD's CPUs: misaligned operands are allowed (APM 1, 4.5.3).
@@ -72,7 +72,7 @@ impl Vcpu {
                 self.set_rip(rip);
                 Err(Abort::Exception(exception))
             }
-            Reason::Poll | Reason::Stale => {
+            Reason::Poll | Reason::Stale | Reason::Branch(_) => {
                 self.set_rip(rip);
                 Ok(Then::Retry)
             }
@@ -82,6 +82,12 @@ impl Vcpu {
             }
             Reason::CommitIndirect => {
                 let target = self.frame().t0;
+                if !self.reach().contains(target) {
+                    self.roll_back();
+                    self.memory.mmio.end();
+                    self.set_rip(rip);
+                    return Err(bad_address(1));
+                }
                 self.set_rip(target);
                 self.on_commit()
             }
@@ -299,8 +305,34 @@ impl Vcpu {
         Ok(self.enter_block(number))
     }
 
+    /// Takes the last indirect branch back; the fault that it has instead.
+    fn undo_branch(&mut self) -> Result<Abort, Abort> {
+        let site = self.tables.sites[self.frame().branch as usize];
+        let Reason::Branch(Branch { moved, pushed }) = site.reason else {
+            // The fault of the code at the target.
+            let target = self.frame().t0;
+            self.set_rip(target);
+            return Ok(bad_address(1));
+        };
+        let size = usize::from(pushed);
+        if size > 0 {
+            let bytes = self.frame().overwritten.to_le_bytes();
+            let pointer = self.state().gpr[RSP];
+            let gva = self.stack_gva(pointer, size, Use::WriteOnly)?;
+            let privilege = privilege_of(self.context.mode.view());
+            self.memory.write_as(gva, &bytes[..size], privilege)?;
+        }
+        let pointer = self.state().gpr[RSP].wrapping_sub(i64::from(moved) as u64);
+        self.set_stack_pointer(pointer);
+        self.set_rip(site.rip);
+        Ok(bad_address(1))
+    }
+
     fn on_indirect(&mut self) -> Result<Then, Abort> {
         let target = self.frame().t0;
+        if !self.reach().contains(target) {
+            return Err(self.undo_branch()?);
+        }
         self.set_rip(target);
         if !self.may_chain() || self.kick.is_asked() {
             return Ok(Then::Done);

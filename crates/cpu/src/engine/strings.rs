@@ -5,7 +5,7 @@
 //! fault or an interrupt finds the instruction half done, as the architecture wants it.
 
 use addr::{Address, Gva, Hva, PageSize};
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::{CodeSize, Instruction, Mnemonic, Register};
 use memory::access;
 use mmu::AccessKind;
 
@@ -93,8 +93,10 @@ fn address_mask(instruction: &Instruction) -> u64 {
     u64::MAX
 }
 
-fn source_segment(instruction: &Instruction) -> u8 {
+fn source_segment(instruction: &Instruction, in_64_bit: bool) -> u8 {
     match instruction.memory_segment() {
+        // The prefixes of the first four mean nothing in 64-bit mode.
+        Register::ES | Register::CS | Register::SS if in_64_bit => 3,
         Register::ES => 0,
         Register::CS => 1,
         Register::SS => 2,
@@ -127,7 +129,7 @@ impl StringOp {
             size,
             repeat,
             mask: address_mask(instruction),
-            source: source_segment(instruction),
+            source: source_segment(instruction, instruction.code_size() == CodeSize::Code64),
             down: df != 0,
         }
     }
@@ -322,14 +324,22 @@ impl Vcpu {
     /// One element; whether a comparison ends the repetition.
     fn string_element(&mut self, op: StringOp, platform: &mut dyn Platform) -> Result<bool, Abort> {
         let size = op.size as usize;
+        // Where both fault, the destination is the one that is reported, but by AMD's CPUs for
+        // `REPE CMPSB`.
+        let mut early = None;
+        if op.kind == Kind::Compare && op.size == 1 && op.repeat == Repeat::While(true) {
+            let gva = self.source(op)?;
+            early = Some(self.read_element(gva, size, platform)?);
+        }
         let other = if matches!(op.kind, Kind::Compare | Kind::Scan) {
-            // The destination comes first: where both fault, it is the one that is reported.
             let gva = self.destination(op)?;
             self.read_element(gva, size, platform)?
         } else {
             0
         };
-        let value = if op.reads_source() {
+        let value = if let Some(value) = early {
+            value
+        } else if op.reads_source() {
             let gva = self.source(op)?;
             self.read_element(gva, size, platform)?
         } else {

@@ -150,6 +150,7 @@ impl Vcpu {
     }
 
     fn prepare(&mut self) {
+        self.translator.vendor = self.offer.vendor;
         self.write_stubs();
         let leave = super::enter::leave as *const () as u64;
         let frame = self.frame_mut();
@@ -267,6 +268,10 @@ impl Vcpu {
     /// What CPUID offers has changed.
     pub fn set_offer(&mut self, offer: Offer) {
         self.offer = offer;
+        if self.translator.vendor != offer.vendor {
+            self.translator.vendor = offer.vendor;
+            self.forget_translations();
+        }
     }
 
     /// Whether fault handlers find exact arithmetic flags.

@@ -471,12 +471,18 @@ impl Context<'_> {
         };
         let mut stack = self.long_stack(gate, level)?;
         let state = &*self.state;
+        // Compatibility mode has ESP only.
+        let rsp = if state.is_64bit() {
+            state.gpr[gpr::RSP]
+        } else {
+            state.gpr[gpr::RSP] & 0xffff_ffff
+        };
         let frame = [
             u64::from(delivery.error_code.unwrap_or(0)),
             state.rip,
             u64::from(state.segments.cs.selector),
             delivery.image(state.rflags),
-            state.gpr[gpr::RSP],
+            rsp,
             u64::from(state.segments.ss.selector),
         ];
         let start = usize::from(delivery.error_code.is_none());

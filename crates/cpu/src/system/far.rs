@@ -136,7 +136,7 @@ impl Context<'_> {
         }
         let stack = match transfer {
             Transfer::Jump => None,
-            Transfer::Call => Some(self.push_return(target.width, next)?),
+            Transfer::Call => Some(self.push_return(target.width, next, descriptor)?),
         };
         self.check_target(descriptor, target.offset)?;
         let cs = self.load_descriptor(selector.with_rpl(cpl), descriptor)?;
@@ -152,8 +152,12 @@ impl Context<'_> {
         self.state.is_long_active() && descriptor.is_long() && descriptor.is_big()
     }
 
-    fn push_return(&mut self, width: Width, next: u64) -> Result<Stack, Abort> {
+    /// AMD's CPUs push to the stack as the new code sees it.
+    fn push_return(&mut self, width: Width, next: u64, code: Descriptor) -> Result<Stack, Abort> {
         let mut stack = Stack::current(self.state);
+        if self.offer.vendor == Vendor::Amd && self.state.is_64bit() && !code.is_long() {
+            stack.sp &= 0xffff_ffff;
+        }
         let cs = u64::from(self.state.segments.cs.selector);
         stack.push_all(self, &[cs, next], width)?;
         Ok(stack)

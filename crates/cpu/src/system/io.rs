@@ -233,11 +233,11 @@ impl Context<'_> {
     pub(super) fn string_in(&mut self, instruction: &Instruction) -> Result<Next, Abort> {
         let io = self.string_io(instruction, gpr::RDI, Register::ES);
         let next = self.next_rip(instruction);
+        self.check_port(io.port)?;
         if io.left == 0 {
             self.state.rip = next;
             return Ok(Next::Sequential);
         }
-        self.check_port(io.port)?;
         let (gva, count) = self.string_run(&io, Want::Write)?;
         let privilege = self.state.explicit_privilege();
         if let Some(data) = self.take_string_answer() {
@@ -314,11 +314,11 @@ impl Context<'_> {
     pub(super) fn string_out(&mut self, instruction: &Instruction) -> Result<Next, Abort> {
         let io = self.string_io(instruction, gpr::RSI, instruction.memory_segment());
         let next = self.next_rip(instruction);
+        self.check_port(io.port)?;
         if io.left == 0 {
             self.state.rip = next;
             return Ok(Next::Sequential);
         }
-        self.check_port(io.port)?;
         let (gva, count) = self.string_run(&io, Want::Read)?;
         let size = usize::from(io.port.size);
         let mut data = [0; MAX_CHUNK as usize];

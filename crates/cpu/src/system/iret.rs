@@ -9,6 +9,7 @@ use x86::vector;
 use super::fault::{general, naming};
 use super::gate::put_outer_stack;
 use super::modes::Mode;
+use super::offer::Vendor;
 use super::registers::Width;
 use super::stack::Stack;
 use super::table::{load_real, virtual8086_segment};
@@ -47,6 +48,12 @@ impl Context<'_> {
     }
 
     fn pop_frame(&mut self, stack: &mut Stack, width: Width) -> Result<Frame, Abort> {
+        if self.offer.vendor == Vendor::Amd {
+            // In this order AMD's CPUs find faults.
+            for slot in [2, 1] {
+                stack.peek(self, slot, width)?;
+            }
+        }
         let rip = stack.pop(self, width)?;
         let cs = Selector(stack.pop(self, width)? as u16);
         let flags = stack.pop(self, width)?;
@@ -217,7 +224,10 @@ impl Context<'_> {
             return Err(general());
         }
         let stack = Stack::current(self.state);
-        let [rip, cs, flags, rsp, ss] = stack.peek_frame::<5>(self)?;
+        let [rip, cs, flags, rsp, ss] = match stack.peek_frame::<5>(self) {
+            Ok(frame) => frame,
+            Err(abort) => return Err(self.first_fault(stack, abort)),
+        };
         let frame = Frame {
             rip,
             cs: Selector(cs as u16),
@@ -225,6 +235,14 @@ impl Context<'_> {
         };
         let code = self.checked_return_code(frame.cs)?;
         self.finish_with_stack(&frame, code, rsp, Selector(ss as u16), Width::Qword)
+    }
+
+    /// The fault that is found first, in the order in which AMD's CPUs read the slots.
+    fn first_fault(&mut self, stack: Stack, any: Abort) -> Abort {
+        let found = [2, 1, 0, 4, 3]
+            .into_iter()
+            .find_map(|slot| stack.peek(self, slot, Width::Qword).err());
+        found.unwrap_or(any)
     }
 
     fn finish_with_stack(

@@ -161,8 +161,8 @@ impl Context<'_> {
         debug_assert_eq!(instruction.op_kind(n), OpKind::Memory);
         let bytes = width.bytes();
         let gva = self.operand_address(instruction, 0, bytes, Want::Read)?;
-        let high = self.operand_address(instruction, bytes, 2, Want::Read)?;
         let offset = self.load(gva, bytes)?;
+        let high = self.operand_address(instruction, bytes, 2, Want::Read)?;
         let selector = self.load(high, 2)?;
         Ok((offset, Selector(selector as u16)))
     }

@@ -64,7 +64,9 @@ pub fn end_instruction(ctx: &mut Context<'_>, step: Step) {
         ctx.state.events.sti_shadow = false;
         ctx.state.events.mov_ss_shadow = false;
     }
-    if step.traps && !effects.contains(Effects::DELIVERED) {
+    // A load of SS takes its own single-step trap with it; watchpoints wait for the next instruction.
+    let inhibited = effects.contains(Effects::SHADOW) && ctx.state.events.mov_ss_shadow;
+    if step.traps && !effects.contains(Effects::DELIVERED) && !inhibited {
         ctx.pending.debug |= DR6_BS;
     }
     ctx.pending.debug |= step.data;

@@ -244,14 +244,8 @@ impl Context<'_> {
         let target = Selector(self.read_operand(instruction, 0, 2)? as u16);
         let source = Selector(self.state.register(instruction.op1_register()) as u16);
         let raise = target.rpl() < source.rpl();
-        // The operand is written in either case where it is memory: the bus cycle is locked.
-        if raise || instruction.op0_kind() == OpKind::Memory {
-            let value = if raise {
-                target.with_rpl(source.rpl())
-            } else {
-                target
-            };
-            self.write_short(instruction, value.0)?;
+        if raise {
+            self.write_short(instruction, target.with_rpl(source.rpl()).0)?;
         }
         self.set_zero_flag(raise.then_some(()));
         self.state.rip = next;

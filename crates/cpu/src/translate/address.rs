@@ -65,7 +65,7 @@ pub(super) fn segment_number(register: Register) -> u8 {
 
 /// The segment of the memory operand: in 64-bit mode the prefixes of the first four mean nothing, and
 /// only the base register says which fault a bad address raises.
-pub(super) fn segment_of(instruction: &Instruction, mode: Mode) -> u8 {
+pub(crate) fn segment_of(instruction: &Instruction, mode: Mode) -> u8 {
     let named = segment_number(instruction.memory_segment());
     if !mode.is_64() || named >= 4 {
         return named;
@@ -77,7 +77,7 @@ pub(super) fn segment_of(instruction: &Instruction, mode: Mode) -> u8 {
 }
 
 /// How wide the addresses of this instruction are, in bits.
-pub(super) fn address_bits(instruction: &Instruction, mode: Mode) -> u32 {
+pub(crate) fn address_bits(instruction: &Instruction, mode: Mode) -> u32 {
     let by_register = |r: Register| match r {
         r if r.is_gpr64() || r == Register::RIP => 64,
         r if r.is_gpr32() || r == Register::EIP => 32,

@@ -10,10 +10,11 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 use super::address::segment_of;
 use super::generic::has_memory;
 use super::registers::{GUEST_RCX, number, tmp};
-use super::{Block, Flow, Mode, Reason, SCRATCH, T0, Use};
+use super::{Block, Branch, Flow, Mode, Reason, SCRATCH, SITE_INDIRECT, T0, Use};
 use crate::emit::asm::{Cond, Width};
 use crate::emit::{Mem, Reg};
 use crate::engine::frame::frame_disp;
+use crate::system::Vendor;
 
 /// Whether nothing behind this instruction belongs to its block.
 pub(super) fn ends_block(instruction: &Instruction, mode: Mode) -> bool {
@@ -49,7 +50,11 @@ impl Block<'_> {
 
     fn link_stub(&mut self, hole: crate::emit::Fixup, target: u64) {
         let patch = self.here() - 4;
-        let site = self.site(target, Reason::Link { patch });
+        let site = if self.reach.contains(target) {
+            self.site(target, Reason::Link { patch })
+        } else {
+            self.site(self.rip, Reason::Raise(unreachable_target()))
+        };
         self.cold.push(super::Cold {
             from: hole,
             address: T0,
@@ -104,8 +109,17 @@ impl Block<'_> {
     }
 
     /// Goes on at the address in `T0`.
-    fn indirect(&mut self) -> Flow {
+    fn indirect(&mut self, done: Branch) -> Flow {
+        let site = self.site(self.rip, Reason::Branch(done));
+        let note = Mem::base(Reg::RSP, frame_disp!(branch));
+        self.asm.store_imm(Width::B32, note, site as i32);
         self.indirect_in(self.mode.view())
+    }
+
+    /// What follows is not an indirect branch, whose fault a bad target would be.
+    pub(super) fn forget_branch(&mut self) {
+        let note = Mem::base(Reg::RSP, frame_disp!(branch));
+        self.asm.store_imm(Width::B32, note, SITE_INDIRECT as i32);
     }
 
     /// Translates a branch; `None` if it isn't one.
@@ -122,7 +136,10 @@ impl Block<'_> {
             FlowControl::Call => self.call(instruction, next),
             FlowControl::IndirectBranch => {
                 self.load_target(instruction);
-                self.indirect()
+                self.indirect(Branch {
+                    moved: 0,
+                    pushed: 0,
+                })
             }
             FlowControl::IndirectCall => self.indirect_call(instruction, next),
             FlowControl::Return => self.ret(instruction),
@@ -181,11 +198,14 @@ impl Block<'_> {
         let bytes = counter_bytes(instruction);
         let width = Width::of_bytes(bytes);
         self.asm.lea(width, GUEST_RCX, Mem::base(GUEST_RCX, -1));
-        let early = match instruction.mnemonic() {
-            Mnemonic::Loope => Some(self.asm.jcc(5)),
-            Mnemonic::Loopne => Some(self.asm.jcc(4)),
-            _ => None,
+        let wants_zero = match instruction.mnemonic() {
+            Mnemonic::Loop => None,
+            // On AMD's CPUs the repeat prefixes choose the condition.
+            _ if self.vendor == Vendor::Amd && instruction.has_repne_prefix() => Some(false),
+            _ if self.vendor == Vendor::Amd && instruction.has_rep_prefix() => Some(true),
+            mnemonic => Some(mnemonic == Mnemonic::Loope),
         };
+        let early = wants_zero.map(|zero| self.asm.jcc(if zero { 5 } else { 4 }));
         self.counter_to_scratch(instruction);
         let out = self.asm.jump8(JCXZ);
         self.link(target);
@@ -198,6 +218,9 @@ impl Block<'_> {
 
     fn call(&mut self, instruction: &Instruction, next: u64) -> Flow {
         let target = target_of(instruction);
+        if !self.reach.contains(target) {
+            return self.raise_general();
+        }
         if target <= self.rip {
             self.poll_before_call();
         }
@@ -252,12 +275,22 @@ impl Block<'_> {
         let size = operand_bytes(instruction);
         self.load_target(instruction);
         self.asm.store(Width::B64, tmp(0), T0);
-        self.push_return(size, next);
+        let place = self.push_slot(size);
+        // What the return address replaces comes back if the target can't be reached.
+        let width = Width::of_bytes(size);
+        self.asm.load(width, SCRATCH, place);
+        let undo = Mem::base(Reg::RSP, frame_disp!(overwritten));
+        self.asm.store(Width::B64, undo, SCRATCH);
+        self.store_constant(width, place, next);
+        self.move_stack(-(size as i32));
         self.asm.load(Width::B64, T0, tmp(0));
         if self.must_commit {
             return self.exit_here(Reason::CommitIndirect);
         }
-        self.indirect()
+        self.indirect(Branch {
+            moved: -(size as i32),
+            pushed: size as u8,
+        })
     }
 
     fn ret(&mut self, instruction: &Instruction) -> Flow {
@@ -270,9 +303,14 @@ impl Block<'_> {
         let place = self.pop_slot(size);
         self.asm
             .load_zero_extended(Width::of_bytes(size), T0, place);
-        self.move_stack(size as i32 + extra);
-        self.indirect()
+        let moved = size as i32 + extra;
+        self.move_stack(moved);
+        self.indirect(Branch { moved, pushed: 0 })
     }
+}
+
+fn unreachable_target() -> crate::Exception {
+    crate::Exception::with_code(x86::vector::GP, 0)
 }
 
 fn target_of(instruction: &Instruction) -> u64 {

@@ -1,9 +1,7 @@
 //! What the translator needs to know about each instruction form, worked out once per form from
 //! iced's tables.
 
-use iced_x86::{
-    Instruction, InstructionInfoFactory, OpAccess, OpCodeOperandKind, OpKind, Register,
-};
+use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpCodeOperandKind, Register};
 
 /// Which field of the encoding holds a register operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,24 +100,36 @@ fn field_of(kind: OpCodeOperandKind) -> Option<(Place, u8)> {
     })
 }
 
-/// The same instruction with different registers where both operands name one: iced knows that
-/// `xor eax, eax` reads nothing, which does not hold for the form.
+/// Three registers like this one.
+fn alike(register: Register) -> Option<[Register; 3]> {
+    use Register as R;
+    Some(match register {
+        r if r.is_gpr64() => [R::RAX, R::RBX, R::RDX],
+        r if r.is_gpr32() => [R::EAX, R::EBX, R::EDX],
+        r if r.is_gpr16() => [R::AX, R::BX, R::DX],
+        r if r.is_gpr8() => [R::AL, R::BL, R::DL],
+        r if r.is_mm() => [R::MM0, R::MM1, R::MM2],
+        r if r.is_xmm() => [R::XMM0, R::XMM1, R::XMM2],
+        r if r.is_ymm() => [R::YMM0, R::YMM1, R::YMM2],
+        _ => return None,
+    })
+}
+
+/// The same instruction with different registers where several operands name one: iced knows that
+/// `xor eax, eax` and `vpxor xmm0, xmm1, xmm1` read nothing, which does not hold for the form.
 fn without_idiom(instruction: &Instruction) -> Instruction {
     let mut general = *instruction;
-    let both = instruction.op_count() >= 2
-        && instruction.op0_kind() == OpKind::Register
-        && instruction.op1_kind() == OpKind::Register
-        && instruction.op0_register() == instruction.op1_register();
-    if both {
-        let other = match instruction.op0_register() {
-            r if r.is_gpr64() => [Register::RAX, Register::RBX],
-            r if r.is_gpr32() => [Register::EAX, Register::EBX],
-            r if r.is_gpr16() => [Register::AX, Register::BX],
-            r if r.is_gpr8() => [Register::AL, Register::BL],
-            _ => return general,
-        };
-        let pick = usize::from(instruction.op0_register() == other[0]);
-        general.set_op1_register(other[pick]);
+    for operand in 1..general.op_count().min(3) {
+        let register = general.op_register(operand);
+        let taken: Vec<_> = (0..operand).map(|i| general.op_register(i)).collect();
+        if register == Register::None || !taken.contains(&register) {
+            continue;
+        }
+        let other = alike(register)
+            .and_then(|all| all.into_iter().find(|candidate| !taken.contains(candidate)));
+        if let Some(other) = other {
+            general.set_op_register(operand, other);
+        }
     }
     general
 }
@@ -212,5 +222,31 @@ fn memory_use(access: OpAccess) -> MemoryUse {
         OpAccess::Read | OpAccess::CondRead => MemoryUse::Read,
         OpAccess::Write => MemoryUse::WriteOnly,
         OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => MemoryUse::Write,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    #[test]
+    fn an_idiom_says_nothing_of_its_form() {
+        let cases: [(&[u8], MemoryUse); 5] = [
+            (&[0x31, 0xc0], MemoryUse::Write),            // xor %eax,%eax
+            (&[0x33, 0xc0], MemoryUse::Read),             // the other way round
+            (&[0x66, 0x0f, 0xef, 0xc0], MemoryUse::Read), // pxor %xmm0,%xmm0
+            (&[0xc5, 0xf1, 0xef, 0xc1], MemoryUse::Read), // vpxor %xmm1,%xmm1,%xmm0
+            (&[0xc5, 0xf4, 0x57, 0xc1], MemoryUse::Read), // vxorps %ymm1,%ymm1,%ymm0
+        ];
+        for (code, memory) in cases {
+            let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
+            assert_eq!(
+                Forms::default().get(&instruction).memory,
+                memory,
+                "{code:x?}"
+            );
+        }
     }
 }

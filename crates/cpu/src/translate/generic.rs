@@ -1,6 +1,6 @@
 //! Instructions that run as they are, with registers renamed and the memory operand redirected.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::address::segment_of;
 use super::form::{Field, Form, MemoryUse, Place};
@@ -9,6 +9,7 @@ use super::window::Role;
 use super::{Block, SCRATCH, T0, T1, Use};
 use crate::emit::asm::Width;
 use crate::emit::{Mem, Operands, Raw, Reg, Rm};
+use crate::system::Vendor;
 
 /// Whether the instruction has a memory operand in `ModRM`.
 pub(super) fn has_memory(instruction: &Instruction) -> bool {
@@ -151,7 +152,11 @@ impl Block<'_> {
         if let Some(m) = self.loop_operand(instruction, usage) {
             return m;
         }
-        let size = (instruction.memory_size().size() as u32).max(1);
+        let size = match instruction.code() {
+            // AMD's CPUs read as much as for the other sizes.
+            Code::Movsxd_r16_rm16 if self.vendor == Vendor::Amd => 4,
+            _ => (instruction.memory_size().size() as u32).max(1),
+        };
         let segment = segment_of(instruction, self.mode);
         if self.role != Role::None
             && let Home::Host(base) = home(number(instruction.memory_base()))

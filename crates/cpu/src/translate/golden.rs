@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 
-use super::{CodeSize, FlagsAtFaults, Mode, Source, Tables, Translator};
+use super::{CodeSize, FlagsAtFaults, Mode, Reach, Source, Tables, Translator};
 use crate::engine::frame::View;
 
 /// Where the code cache seems to be.
@@ -37,6 +37,7 @@ fn translation(code: &[u8], policy: FlagsAtFaults) -> String {
         mode: Mode::new(CodeSize::Bits64, View::User),
         bytes: code,
         second: None,
+        reach: Reach::Canonical(48),
     };
     translator.decode(&source);
     let mut tables = Tables::default();

@@ -493,6 +493,7 @@ impl Block<'_> {
         self.change_view(View::Supervisor);
         let target = Mem::base(Reg::RSP, frame_disp!(state.msrs.lstar));
         self.asm.load(Width::B64, T0, target);
+        self.forget_branch();
         self.indirect_in(View::Supervisor)
     }
 
@@ -514,6 +515,7 @@ impl Block<'_> {
         self.put_image();
         self.change_view(View::User);
         self.asm.mov(Width::B64, T0, GUEST_RCX);
+        self.forget_branch();
         self.indirect_in(View::User)
     }
 

@@ -27,12 +27,14 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use crate::emit::asm::{Fixup, Width};
 use crate::emit::{Asm, Mem, Raw, Reg};
+use crate::system::Vendor;
 
+pub(crate) use address::{address_bits, segment_of};
 pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 pub(crate) use looping::{LoopMiss, STREAMS};
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
-pub(crate) use site::{Access, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
+pub(crate) use site::{Access, Branch, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
 pub(crate) use strings::StringMark;
 pub(crate) use x87::X87Mark;
 
@@ -74,6 +76,28 @@ pub(crate) struct Source<'a> {
     pub(crate) bytes: &'a [u8],
     /// The check of the second page, for the one instruction that crosses.
     pub(crate) second: Option<PageCheck>,
+    pub(crate) reach: Reach,
+}
+
+/// Which addresses code can have: a branch elsewhere faults itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Canonical ones of so many bits.
+    Canonical(u32),
+    /// Up to a limit.
+    Limit(u32),
+}
+
+impl Reach {
+    pub(crate) fn contains(self, rip: u64) -> bool {
+        match self {
+            Self::Canonical(bits) => {
+                let shift = 64 - bits;
+                ((rip << shift) as i64 >> shift) as u64 == rip
+            }
+            Self::Limit(limit) => rip <= u64::from(limit),
+        }
+    }
 }
 
 /// Lists that grow with the cache, and are emptied with it.
@@ -116,6 +140,8 @@ pub(crate) struct Translator {
     roles: Vec<window::Role>,
     cold: Vec<Cold>,
     pub(crate) flags_at_faults: FlagsAtFaults,
+    /// Whose reading of the few encodings that differ.
+    pub(crate) vendor: Vendor,
 }
 
 /// One block being translated.
@@ -153,6 +179,8 @@ struct Block<'a> {
     x87_follows: bool,
     /// The present instruction looks for a waiting x87 exception first.
     waits: bool,
+    reach: Reach,
+    vendor: Vendor,
 }
 
 /// What follows an instruction's translation.
@@ -169,7 +197,10 @@ impl Translator {
     pub(crate) fn decode(&mut self, source: &Source<'_>) -> Decoded {
         self.decoded.clear();
         let bits = source.mode.code_size().bits();
-        let options = DecoderOptions::NONE;
+        let options = match self.vendor {
+            Vendor::Intel => DecoderOptions::NONE,
+            Vendor::Amd => DecoderOptions::AMD,
+        };
         let mut decoder = Decoder::with_ip(bits, source.bytes, source.rip, options);
         let most = if source.mode.has(Mode::STEP | Mode::BOUNCE | Mode::SINGLE)
             || source.second.is_some()
@@ -239,6 +270,8 @@ impl Translator {
             looping: None,
             x87_follows: false,
             waits: false,
+            reach: source.reach,
+            vendor: self.vendor,
         };
         let poll_at = poll_position(&self.decoded);
         // A block of a special kind is looked up each time, which checks its pages.

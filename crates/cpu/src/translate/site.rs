@@ -43,6 +43,9 @@ pub(crate) enum Reason {
     System { instruction: u32, resume: u32 },
     /// An instruction that is run in Rust.
     Rust { instruction: u32 },
+    /// Not left by: an indirect branch, noted in the frame for the case that its target can't be
+    /// reached, which is a fault of the branch.
+    Branch(Branch),
     /// Always raises this.
     Raise(Exception),
     /// A request is pending; nothing of the instruction was done.
@@ -62,6 +65,15 @@ pub(crate) struct Span {
     pub(crate) first: i32,
     /// Whether any of them writes.
     pub(crate) writes: bool,
+}
+
+/// What an indirect branch did before it jumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Branch {
+    /// By how much the stack pointer moved.
+    pub(crate) moved: i32,
+    /// Bytes of the return address that was written; 0 for none.
+    pub(crate) pushed: u8,
 }
 
 /// One access of an instruction.
