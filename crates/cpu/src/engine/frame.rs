@@ -186,9 +186,6 @@ pub(crate) struct Frame {
     pub(crate) t1: u64,
     /// Scratch for sequences that touch memory twice.
     pub(crate) tmp: [u64; 3],
-    /// The site of the indirect branch that was taken last, and what its return address replaced.
-    pub(crate) branch: u32,
-    pub(crate) overwritten: u64,
     /// Where [`super::enter`] jumps to.
     pub(crate) target: u64,
     pub(crate) exit: u64,
@@ -199,6 +196,9 @@ pub(crate) struct Frame {
     pub(crate) host_mxcsr: u32,
     pub(crate) host_fcw: u16,
     pub(crate) x87: X87,
+    /// The site of the indirect branch that was taken last, and what its return address replaced.
+    pub(crate) branch: u32,
+    pub(crate) overwritten: u64,
     /// What a signal handler saw; see `engine::signals`.
     pub(crate) fault: HostTrap,
     pub(crate) jump_mask: u64,
