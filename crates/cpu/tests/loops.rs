@@ -144,3 +144,70 @@ fn streams_that_meet() {
     machine.read(DATA, &mut found);
     assert!(found == expected);
 }
+
+/// stc, or clc; l: mov rax, [rdi+rax]; dec rsi; jnz l; setc bl; hlt
+fn chase(carry: u8) -> [u8; 14] {
+    [
+        carry, 0x48, 0x8b, 0x04, 0x07, 0x48, 0xff, 0xce, 0x75, 0xf7, 0x0f, 0x92, 0xc3, 0xf4,
+    ]
+}
+
+#[test]
+fn a_carry_from_before_the_loop() {
+    for (instruction, carry) in [(0xf9, 1), (0xf8, 0)] {
+        let mut machine = Machine::new(&chase(instruction));
+        // A ring through many pages, at odd distances.
+        let places: Vec<u64> = (0..500).map(|i| i * 3001 % 0x20000 * 8).collect();
+        for (at, next) in places.iter().zip(places.iter().cycle().skip(1)) {
+            machine.write_word(DATA + at, *next);
+        }
+        for rounds in [1, 2, 3, 500, 5000] {
+            let state = machine.vcpu.state_mut();
+            (state.rip, state.gpr[0], state.gpr[3]) = (CODE, 0, 0);
+            (state.gpr[6], state.gpr[7]) = (rounds, DATA);
+            let state = machine.run_to_halt();
+            assert_eq!(
+                (state.gpr[0], state.gpr[3]),
+                (places[rounds as usize % 500], carry)
+            );
+        }
+        // The ring leads out of RAM: the flags at the exit are those of the last DEC, and the carry.
+        machine.write_word(DATA + places[100], RAM_BYTES - DATA);
+        let state = machine.vcpu.state_mut();
+        (state.rip, state.gpr[0], state.gpr[6]) = (CODE, 0, 5000);
+        let exit = machine.run();
+        assert!(matches!(exit, Exit::Mmio(_)), "{exit:?}");
+        let state = machine.vcpu.state();
+        assert_eq!((state.rip, state.gpr[6]), (CODE + 1, 5000 - 101));
+        assert_eq!(state.rflags & 1, carry);
+    }
+}
+
+/// A loop that goes downwards, with an index that moves and a base that doesn't, then the reverse.
+#[test]
+fn downwards_and_by_either_register() {
+    // l: add rax, [rdi+rcx]; add rax, [rcx+rsi-8]; sub rcx, 8; cmp rcx, rdx; jne l; hlt
+    let code = [
+        0x48, 0x03, 0x04, 0x0f, 0x48, 0x03, 0x44, 0x31, 0xf8, 0x48, 0x83, 0xe9, 0x08, 0x48, 0x39,
+        0xd1, 0x75, 0xee, 0xf4,
+    ];
+    let mut machine = Machine::new(&code);
+    scatter(&machine);
+    let bytes: Vec<u8> = (0..BYTES).map(|i| ((i * 0x9e37) >> 7) as u8).collect();
+    write_scattered(&machine, &bytes);
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    for (first, last) in [(0xf000u64, 0x10u64), (0x5004, 0x8), (0x2ff9, 0x1ff1 + 8)] {
+        let last = first - (first - last) / 8 * 8;
+        let mut sum = 0u64;
+        let mut at = first;
+        while at != last {
+            sum = sum.wrapping_add(word(at as usize));
+            sum = sum.wrapping_add(word(at as usize - 8 + 0x20));
+            at -= 8;
+        }
+        let state = machine.vcpu.state_mut();
+        (state.rip, state.gpr[0], state.gpr[1], state.gpr[2]) = (CODE, 0, first, last);
+        (state.gpr[6], state.gpr[7]) = (SCATTERED + 0x20, SCATTERED);
+        assert_eq!(machine.run_to_halt().gpr[0], sum, "{first:x} to {last:x}");
+    }
+}

@@ -386,6 +386,11 @@ impl Asm {
         self.op_mem(Width::B64, Map::One, 0x3b, reg.0, m);
     }
 
+    /// `setc byte [m]`.
+    pub(crate) fn setc(&mut self, m: Mem) {
+        self.op_mem(Width::B32, Map::Of, 0x92, 0, m);
+    }
+
     /// `dec dword [m]`.
     pub(crate) fn dec_mem(&mut self, m: Mem) {
         self.op_mem(Width::B32, Map::One, 0xff, 1, m);

@@ -52,6 +52,7 @@ impl Vcpu {
         self.tables.marks.clear();
         self.tables.x87.clear();
         self.tables.strings.clear();
+        self.tables.loops.clear();
         self.tables.instructions.clear();
         self.tables.sites.clear();
         for reason in [Reason::Indirect, Reason::HostFault] {

@@ -159,15 +159,19 @@ pub(crate) struct Window {
     pub(crate) start: u64,
     /// Offsets from the start below this are in it, with all that the stream touches from there on.
     pub(crate) limit: u64,
+    /// The same for several rounds of the loop together.
+    pub(crate) common_limit: u64,
 }
 
 /// What the loop that runs knows: see `translate::looping`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Windows {
-    pub(crate) windows: [Window; STREAMS],
+    pub(crate) streams: [Window; STREAMS],
     /// Misses until the engine is asked for a wider window.
     pub(crate) widen: i32,
+    /// The carry that was there before the loop, where it is put aside.
+    pub(crate) carry: u8,
 }
 
 /// See the module.

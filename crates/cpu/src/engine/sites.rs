@@ -210,10 +210,11 @@ impl Vcpu {
         };
         let windows = &mut self.frame_mut().windows;
         // What was just done may have taken the other's translations away.
-        windows.windows = [Window::default(); STREAMS];
-        windows.windows[usize::from(miss.stream)] = Window {
+        windows.streams = [Window::default(); STREAMS];
+        windows.streams[usize::from(miss.stream)] = Window {
             start: run.start.raw(),
             limit: run.length - extent + 1,
+            common_limit: (run.length - extent + 1).saturating_sub(u64::from(miss.reach)),
         };
         windows.widen = (run.length >> 10).clamp(16, 1024) as i32;
         let frame = self.frame_mut();
@@ -415,6 +416,7 @@ impl Vcpu {
     fn on_trap(&mut self) -> Result<Then, Abort> {
         let trap = self.frame().fault;
         self.settle_string(&trap);
+        self.settle_carry(&trap);
         if let Some(rip) = self.rip_at(trap.pc) {
             self.set_rip(rip);
         }
@@ -448,6 +450,20 @@ impl Vcpu {
         };
         if let Some(start) = self.blocks.block_at(offset).map(|block| block.plain) {
             self.note_deferred_x87(start, offset);
+        }
+    }
+
+    /// A trap in a loop that has put the carry aside.
+    fn settle_carry(&mut self, trap: &HostTrap) {
+        let Some(offset) = self.cache.offset_of(trap.pc) else {
+            return;
+        };
+        let loops = &self.tables.loops;
+        let after = loops.partition_point(|mark| mark.start <= offset);
+        if loops[..after].last().is_some_and(|mark| offset < mark.end) {
+            let frame = self.frame_mut();
+            // CF is bit 0 of what LAHF gives.
+            frame.arith = frame.arith & !0x100 | u16::from(frame.windows.carry) << 8;
         }
     }
 

@@ -82,6 +82,9 @@ impl Block<'_> {
         } else {
             self.asm.cmp_mem_imm8(go, 0);
             let from = self.asm.jcc(Cond::E as u8);
+            if self.loop_poll(from, site) {
+                return;
+            }
             self.cold.push(super::Cold {
                 from,
                 address: T0,
@@ -166,22 +169,24 @@ impl Block<'_> {
                 self.link(target);
             }
             _ => {
-                self.close_loop(condition_of(instruction), target);
-                self.link(next);
+                self.close_loop(condition_of(instruction), target, next);
             }
         }
         Flow::Ended
     }
 
     /// The branch of a loop that is translated twice leads to, or stays in, the second translation.
-    fn close_loop(&mut self, cond: u8, target: u64) {
-        if let Some(looping) = &self.looping {
-            self.asm.jcc_to(cond, looping.head);
-        } else if self.loops {
+    fn close_loop(&mut self, cond: u8, target: u64, next: u64) {
+        if self.looping.is_some() {
+            self.loop_branch(cond);
+            return;
+        }
+        if self.loops {
             self.back = Some(self.asm.jcc(cond));
         } else {
             self.link_if(cond, target);
         }
+        self.link(next);
     }
 
     /// The counter, zero-extended, in the host's rcx.

@@ -47,7 +47,16 @@ fn replaced(instruction: &Instruction) -> u32 {
 /// Whether flags are live before each instruction, given in order.
 pub(crate) fn liveness(instructions: &[Instruction], policy: FlagsAtFaults, live: &mut Vec<bool>) {
     live.clear();
-    live.resize(instructions.len(), true);
+    live.extend(
+        masks(instructions, policy)
+            .into_iter()
+            .map(|mask| mask != 0),
+    );
+}
+
+/// Which flags are live before each instruction, given in order.
+pub(super) fn masks(instructions: &[Instruction], policy: FlagsAtFaults) -> Vec<u32> {
+    let mut live = vec![ARITHMETIC; instructions.len()];
     let mut wanted = ARITHMETIC;
     for (instruction, live) in instructions.iter().zip(live.iter_mut()).rev() {
         if instruction.flow_control() == FlowControl::ConditionalBranch {
@@ -62,8 +71,9 @@ pub(crate) fn liveness(instructions: &[Instruction], policy: FlagsAtFaults, live
         if policy == FlagsAtFaults::Exact && may_fault(instruction) {
             wanted = ARITHMETIC;
         }
-        *live = wanted != 0;
+        *live = wanted;
     }
+    live
 }
 
 fn may_fault(instruction: &Instruction) -> bool {

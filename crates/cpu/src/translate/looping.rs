@@ -15,7 +15,20 @@
 //!   OP   [t0 + index*scale + disp]        ; t0 = addend + base
 //! ```
 //!
-//! The address itself waits for nothing. The cold stub looks into the inline TLB, which makes a window
+//! The address itself waits for nothing. Where the registers move by constants, one such check at the
+//! head, of all that several rounds touch, stands for the checks of a few copies of the body; if it
+//! fails, a single round with checks of its own follows:
+//!
+//! ```text
+//!   head:   checks for all rounds, or single; poll
+//!           body; body; body; body; back to head
+//!   single: poll; body with checks; back to head
+//! ```
+//!
+//! A carry that the loop neither reads nor writes would keep the flags live; it is put aside at the way
+//! in, and put back at each way out ([`LoopMark`] for traps).
+//!
+//! The cold stub looks into the inline TLB, which makes a window
 //! of a page. When that was not there, or too often (`widen`), [`Reason::Loop`] lets the engine make
 //! the widest window that the inline TLB's entries allow. It ends where the loop is left: nobody can
 //! take a translation away unseen, since each round polls, and what runs between an exit and the way
@@ -23,16 +36,16 @@
 //!
 //! Whatever the engine can't do, it leaves to the first translation, of the instruction at hand.
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 use super::form::{Form, Forms, MemoryUse};
 use super::generic::has_memory;
 use super::registers::{Home, home, is_high_byte, number};
 use super::window::{WIDEST, distance, is_plain_integer, is_plain_vector};
-use super::{Block, Mode, Reason, SCRATCH, T0, T1, Use};
+use super::{Block, Body, FlagsAtFaults, Mode, Reason, SCRATCH, T0, T1, Use};
 use crate::emit::asm::{Cond, Fixup, Width};
 use crate::emit::{Mem, Reg};
-use crate::engine::frame::{Windows, disp, frame_disp};
+use crate::engine::frame::{Window, Windows, disp, frame_disp};
 
 /// Streams that there are scratch registers for.
 pub(crate) const STREAMS: usize = 2;
@@ -49,10 +62,20 @@ pub(crate) struct LoopMiss {
     pub(crate) extent: u16,
     /// The access at hand: its distance from the lowest byte, and what it is.
     pub(crate) first: u16,
+    /// How far several rounds go beyond the extent.
+    pub(crate) reach: u16,
     pub(crate) size: u16,
     pub(crate) usage: Use,
     /// Whether any access of the stream writes.
     pub(crate) writes: bool,
+}
+
+/// A loop that has put the carry aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoopMark {
+    /// Offsets into the cache.
+    pub(crate) start: u32,
+    pub(crate) end: u32,
 }
 
 /// Which part of an address the loop leaves alone.
@@ -72,6 +95,8 @@ struct Stream {
     low: i32,
     high: i32,
     writes: bool,
+    /// How far the address moves in a round, where that is a constant.
+    step: Option<i32>,
 }
 
 /// How an instruction of the body finds its operand.
@@ -86,6 +111,29 @@ struct Operand {
 pub(super) struct LoopPlan {
     streams: Vec<Stream>,
     operands: Vec<Option<Operand>>,
+    /// Rounds under one check; 1 for none.
+    rounds: i32,
+    carry: Carry,
+    /// Whether flags are live before each instruction.
+    pub(super) live: Vec<bool>,
+}
+
+/// Where the carry is that was there before the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carry {
+    /// Nobody wants it.
+    Dead,
+    /// In the frame.
+    Aside,
+}
+
+/// Which of the copies is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copy {
+    /// One of those under a common check, not the last; the last.
+    Inner,
+    Last,
+    Single,
 }
 
 /// The second translation under way.
@@ -95,8 +143,20 @@ pub(super) struct Looping {
     /// Which instruction is translated now.
     pub(super) at: usize,
     /// Where a round begins, as an address.
-    pub(super) head: u64,
+    head: u64,
+    start: u32,
+    copy: Copy,
     misses: Vec<Miss>,
+    /// Jumps to where the loop has ended, and those of polls.
+    exits: Vec<Fixup>,
+    polls: Vec<(Fixup, u32)>,
+}
+
+/// What a check is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rounds {
+    One,
+    All,
 }
 
 #[derive(Debug)]
@@ -238,7 +298,17 @@ impl Stream {
             low: access.disp,
             high: access.disp + access.size,
             writes: access.writes,
+            step: None,
         })
+    }
+
+    /// How far so many rounds go beyond the extent.
+    fn reach(&self, rounds: i32) -> i32 {
+        if rounds == 1 {
+            0
+        } else {
+            self.step.unwrap_or(0) * rounds
+        }
     }
 
     /// Takes another access in, if it is off the same registers and not too far.
@@ -292,7 +362,7 @@ impl Stream {
 /// Works out whether the block is a loop that is worth it, and how.
 pub(super) fn plan(
     instructions: &[Instruction],
-    live: &[bool],
+    policy: FlagsAtFaults,
     mode: Mode,
     forms: &mut Forms,
 ) -> Option<LoopPlan> {
@@ -300,9 +370,11 @@ pub(super) fn plan(
     let special = Mode::STEP | Mode::BOUNCE | Mode::UNSHARED;
     let loops = last.is_jcc_short_or_near()
         && body.first().map(Instruction::ip) == Some(last.near_branch_target());
-    if !loops || !mode.is_64() || mode.has(special) || !body.iter().any(has_memory) {
+    let exact = policy == FlagsAtFaults::Exact;
+    if !loops || exact || !mode.is_64() || mode.has(special) || !body.iter().any(has_memory) {
         return None;
     }
+    let (live, carry) = flags(instructions);
     let mut all = 0;
     for instruction in body {
         all |= written(instruction, mode, forms)?;
@@ -310,11 +382,14 @@ pub(super) fn plan(
     let mut plan = LoopPlan {
         streams: Vec::new(),
         operands: vec![None; instructions.len()],
+        rounds: 1,
+        carry,
+        live,
     };
     let mut checked = [false; STREAMS];
     for (at, instruction) in body.iter().enumerate() {
         if let Some(access) = access(instruction, forms).ok()? {
-            if live[at] {
+            if plan.live[at] {
                 return None;
             }
             let stream = plan.stream_of(&Stream::new(&access, all)?)?;
@@ -327,7 +402,49 @@ pub(super) fn plan(
             *checked &= !stream.moves_with(changed);
         }
     }
-    (!plan.streams.is_empty()).then_some(plan)
+    let side_exits = body.iter().any(super::branch::is_side_exit);
+    if plan.streams.is_empty() || plan.live[0] || side_exits && carry == Carry::Aside {
+        return None;
+    }
+    plan.choose_rounds(body, all, mode, forms);
+    Some(plan)
+}
+
+/// Which flags are live where, and what is to be done about the carry.
+fn flags(instructions: &[Instruction]) -> (Vec<bool>, Carry) {
+    let masks = super::flags::masks(instructions, FlagsAtFaults::IfRead);
+    let untouched = instructions
+        .iter()
+        .all(|i| (i.rflags_read() | i.rflags_modified()) & RflagsBits::CF == 0);
+    let aside = untouched && masks[0] == RflagsBits::CF;
+    let (ignored, carry) = if aside {
+        (RflagsBits::CF, Carry::Aside)
+    } else {
+        (0, Carry::Dead)
+    };
+    (masks.iter().map(|m| m & !ignored != 0).collect(), carry)
+}
+
+/// By how much an instruction moves the one register that it writes.
+fn constant_move(instruction: &Instruction) -> Option<i32> {
+    let register = instruction.op0_register();
+    if !register.is_gpr64() {
+        return None;
+    }
+    let immediate = || distance(instruction.try_immediate(1).ok()? as i64);
+    match instruction.mnemonic() {
+        Mnemonic::Inc => Some(1),
+        Mnemonic::Dec => Some(-1),
+        Mnemonic::Add => immediate(),
+        Mnemonic::Sub => immediate().map(|v| -v),
+        Mnemonic::Lea
+            if instruction.memory_base() == register
+                && instruction.memory_index() == Register::None =>
+        {
+            distance(instruction.memory_displacement64() as i64)
+        }
+        _ => None,
+    }
 }
 
 impl Stream {
@@ -342,6 +459,38 @@ impl Stream {
 }
 
 impl LoopPlan {
+    /// How many rounds one check may stand for.
+    fn choose_rounds(&mut self, body: &[Instruction], all: u16, mode: Mode, forms: &mut Forms) {
+        let mut step_of = |reg: Reg| {
+            let guest = (0..16).find(|g| home(*g) == Home::Host(reg))?;
+            if all & 1 << guest == 0 {
+                return Some(0);
+            }
+            let mut moves = body
+                .iter()
+                .filter(|i| written(i, mode, forms).is_some_and(|w| w & 1 << guest != 0));
+            let step = constant_move(moves.next()?)?;
+            moves.next().is_none().then_some(step)
+        };
+        for stream in &mut self.streams {
+            let base = step_of(stream.base);
+            let index = match stream.index {
+                None => Some(0),
+                Some((index, scale)) => step_of(index).map(|step| step << scale),
+            };
+            stream.step = base.zip(index).map(|(b, i)| b + i);
+        }
+        let rounds = match body.len() {
+            0..=7 => 4,
+            8..=15 => 2,
+            _ => 1,
+        };
+        let near = |s: &Stream| s.step.is_some_and(|step| (-256..=256).contains(&step));
+        if self.streams.iter().all(near) {
+            self.rounds = rounds;
+        }
+    }
+
     /// The number of the stream that an access belongs to.
     fn stream_of(&mut self, wanted: &Stream) -> Option<usize> {
         if let Some(known) = self.streams.iter_mut().position(|s| s.join(wanted)) {
@@ -358,7 +507,8 @@ fn addend_of(stream: u8) -> Reg {
 
 /// A field of a stream's window.
 fn window(stream: u8, field: usize) -> Mem {
-    let at = core::mem::offset_of!(Windows, windows) + usize::from(stream) * 16 + field;
+    let at =
+        core::mem::offset_of!(Windows, streams) + usize::from(stream) * size_of::<Window>() + field;
     Mem::base(Reg::RSP, frame_disp!(windows) + at as i32)
 }
 
@@ -370,6 +520,17 @@ fn limit_of(stream: u8) -> Mem {
     window(stream, 8)
 }
 
+/// The limit for several rounds.
+fn common_limit_of(stream: u8) -> Mem {
+    window(stream, 16)
+}
+
+fn carry() -> Mem {
+    let at = core::mem::offset_of!(crate::engine::frame::Frame, windows)
+        + core::mem::offset_of!(Windows, carry);
+    Mem::base(Reg::RSP, disp(at))
+}
+
 fn widen() -> Mem {
     let at = core::mem::offset_of!(crate::engine::frame::Frame, windows)
         + core::mem::offset_of!(Windows, widen);
@@ -377,20 +538,122 @@ fn widen() -> Mem {
 }
 
 impl Block<'_> {
-    /// Begins the second translation: `from` is the branch back of the first.
-    pub(super) fn begin_loop(&mut self, from: Fixup, plan: LoopPlan) {
+    /// The second translation; `from` is the branch back of the first, `next` where the loop ends.
+    pub(super) fn loop_again(&mut self, from: Fixup, plan: LoopPlan, body: &Body<'_>, next: u64) {
+        let body = Body {
+            live: &plan.live.clone(),
+            ..*body
+        };
+        let rounds = plan.rounds;
+        self.enter_loop(from, plan);
+        let single = self.common_checks();
+        if rounds > 1 {
+            self.poll_round(body.source.rip);
+            for round in 1..=rounds {
+                self.set_copy(if round < rounds {
+                    Copy::Inner
+                } else {
+                    Copy::Last
+                });
+                self.body(&body);
+            }
+        }
+        for fixup in single {
+            self.asm.bind(fixup);
+        }
+        self.set_copy(Copy::Single);
+        self.poll_round(body.source.rip);
+        self.body(&body);
+        self.end_loop(next);
+    }
+
+    /// Polls where a round begins, with no flags live.
+    fn poll_round(&mut self, rip: u64) {
+        self.rip = rip;
+        self.flags_live = false;
+        self.polled = false;
+        self.poll();
+    }
+
+    fn set_copy(&mut self, copy: Copy) {
+        if let Some(looping) = &mut self.looping {
+            looping.copy = copy;
+        }
+    }
+
+    fn enter_loop(&mut self, from: Fixup, plan: LoopPlan) {
         self.asm.bind(from);
         for stream in 0..plan.streams.len() as u8 {
             self.asm.store_imm(Width::B64, limit_of(stream), 0);
+            self.asm.store_imm(Width::B64, common_limit_of(stream), 0);
         }
         self.asm.store_imm(Width::B32, widen(), MISSES);
-        self.polled = false;
+        if plan.carry == Carry::Aside {
+            self.asm.setc(carry());
+        }
         self.looping = Some(Looping {
             plan,
             at: 0,
             head: self.asm.address(),
+            start: self.here(),
+            copy: Copy::Single,
             misses: Vec::new(),
+            exits: Vec::new(),
+            polls: Vec::new(),
         });
+    }
+
+    /// Checks all streams for several rounds; the jumps that say no.
+    fn common_checks(&mut self) -> Vec<Fixup> {
+        let Some(plan) = self.looping.as_ref().map(|l| l.plan.clone()) else {
+            return Vec::new();
+        };
+        let mut single = Vec::new();
+        if plan.rounds > 1 {
+            for (number, stream) in plan.streams.iter().enumerate() {
+                let low = stream.low + stream.reach(plan.rounds).min(0);
+                self.check_window(number as u8, &stream.address(low), Rounds::All);
+                single.push(self.asm.jcc(Cond::Ae as u8));
+            }
+        }
+        single
+    }
+
+    /// The loop's own branch, in one of the copies.
+    pub(super) fn loop_branch(&mut self, cond: u8) {
+        let Some(looping) = &mut self.looping else {
+            return;
+        };
+        let exit = if looping.copy == Copy::Inner {
+            self.asm.jcc(cond ^ 1)
+        } else {
+            self.asm.jcc_to(cond, looping.head);
+            self.asm.jmp()
+        };
+        looping.exits.push(exit);
+    }
+
+    /// Takes over the jump of a poll, in one of the copies.
+    pub(super) fn loop_poll(&mut self, from: Fixup, site: u32) -> bool {
+        match &mut self.looping {
+            Some(looping) => looping.polls.push((from, site)),
+            None => return false,
+        }
+        true
+    }
+
+    /// Puts the carry back.
+    fn restore_carry(&mut self, kept: Carry) {
+        if kept == Carry::Dead {
+            return;
+        }
+        self.asm.load_zero_extended(Width::B8, SCRATCH, carry());
+        let clear = self.asm.jrcxz();
+        self.asm.byte(0xf9);
+        let done = self.asm.jump8(0xeb);
+        self.asm.bind(clear);
+        self.asm.byte(0xf8);
+        self.asm.bind(done);
     }
 
     /// The operand of the present instruction, where this is a loop's second translation.
@@ -399,50 +662,71 @@ impl Block<'_> {
         let Operand { stream, checks } = looping.plan.operands[looping.at]?;
         let form = looping.plan.streams[usize::from(stream)];
         let disp = instruction.memory_displacement64() as i32;
-        if checks {
-            self.check_window(stream, &form);
-            let site = self.site(self.rip, Reason::Stale);
+        if checks && looping.copy == Copy::Single {
+            let reach = form.reach(looping.plan.rounds).unsigned_abs();
+            self.check_window(stream, &form.address(form.low), Rounds::One);
             let from = self.asm.jcc(Cond::Ae as u8);
-            let miss = Miss {
-                from,
-                back: self.asm.address(),
-                site,
-                stream,
-            };
-            self.tables.sites[site as usize].reason = Reason::Loop(LoopMiss {
+            let miss = LoopMiss {
                 resume: 0,
                 stream,
                 extent: form.extent() as u16,
                 first: (disp - form.low) as u16,
+                reach: reach as u16,
                 size: instruction.memory_size().size() as u16,
                 usage,
                 writes: form.writes,
-            });
+            };
+            let site = self.site(self.rip, Reason::Loop(miss));
+            let back = self.asm.address();
             if let Some(looping) = &mut self.looping {
-                looping.misses.push(miss);
+                looping.misses.push(Miss {
+                    from,
+                    back,
+                    site,
+                    stream,
+                });
             }
         }
         Some(form.operand(addend_of(stream), disp))
     }
 
-    fn check_window(&mut self, stream: u8, form: &Stream) {
-        self.asm.lea(Width::B64, SCRATCH, form.address(form.low));
+    fn check_window(&mut self, stream: u8, address: &Mem, rounds: Rounds) {
+        let limit = match rounds {
+            Rounds::One => limit_of(stream),
+            Rounds::All => common_limit_of(stream),
+        };
+        self.asm.lea(Width::B64, SCRATCH, *address);
         self.asm.sub_mem(SCRATCH, start_of(stream));
-        self.asm.cmp_with_mem(SCRATCH, limit_of(stream));
+        self.asm.cmp_with_mem(SCRATCH, limit);
     }
 
-    /// Writes the cold stubs of the second translation.
-    pub(super) fn end_loop(&mut self) {
+    /// Writes the ways out of the second translation.
+    fn end_loop(&mut self, next: u64) {
         let Some(looping) = self.looping.take() else {
             return;
         };
-        for miss in &looping.misses {
-            let form = looping.plan.streams[usize::from(miss.stream)];
-            self.miss_stub(miss, &form);
+        let kept = looping.plan.carry;
+        for (from, site) in looping.polls {
+            self.asm.bind(from);
+            self.restore_carry(kept);
+            self.exit(site);
         }
+        for miss in &looping.misses {
+            self.miss_stub(miss, &looping.plan);
+        }
+        if kept == Carry::Aside {
+            let (start, end) = (looping.start, self.here());
+            self.tables.loops.push(LoopMark { start, end });
+        }
+        for exit in looping.exits {
+            self.asm.bind(exit);
+        }
+        self.restore_carry(kept);
+        self.link(next);
     }
 
-    fn miss_stub(&mut self, miss: &Miss, form: &Stream) {
+    fn miss_stub(&mut self, miss: &Miss, plan: &LoopPlan) {
+        let form = &plan.streams[usize::from(miss.stream)];
         let addend = addend_of(miss.stream);
         let usage = if form.writes { Use::Write } else { Use::Read };
         self.asm.bind(miss.from);
@@ -463,6 +747,9 @@ impl Block<'_> {
         self.asm.store(Width::B64, start_of(miss.stream), SCRATCH);
         let limit = 4097 - form.extent();
         self.asm.store_imm(Width::B64, limit_of(miss.stream), limit);
+        let common = (limit - form.reach(plan.rounds).abs()).max(0);
+        self.asm
+            .store_imm(Width::B64, common_limit_of(miss.stream), common);
         let resume = self.here();
         if let Reason::Loop(reason) = &mut self.tables.sites[miss.site as usize].reason {
             reason.resume = resume;
@@ -477,6 +764,7 @@ impl Block<'_> {
         self.asm.lea(Width::B64, SCRATCH, form.address(form.low));
         self.asm
             .store(Width::B64, super::registers::tmp(2), SCRATCH);
+        self.restore_carry(plan.carry);
         self.exit(miss.site);
     }
 }

@@ -32,7 +32,7 @@ use crate::system::Vendor;
 pub(crate) use address::{address_bits, segment_of};
 pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
-pub(crate) use looping::{LoopMiss, STREAMS};
+pub(crate) use looping::{LoopMark, LoopMiss, STREAMS};
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Branch, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
 pub(crate) use strings::StringMark;
@@ -107,6 +107,8 @@ pub(crate) struct Tables {
     pub(crate) marks: Vec<Mark>,
     /// Where host string instructions stand, in order.
     pub(crate) strings: Vec<StringMark>,
+    /// Loops that have put the carry aside, in order.
+    pub(crate) loops: Vec<LoopMark>,
     /// Instructions that are run in Rust.
     pub(crate) instructions: Vec<Instruction>,
     pub(crate) x87: Vec<X87Mark>,
@@ -246,7 +248,12 @@ impl Translator {
     ) -> &[u8] {
         flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
         window::plan(&self.decoded, source.mode, &mut self.forms, &mut self.roles);
-        let plan = looping::plan(&self.decoded, &self.live, source.mode, &mut self.forms);
+        let plan = looping::plan(
+            &self.decoded,
+            self.flags_at_faults,
+            source.mode,
+            &mut self.forms,
+        );
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
@@ -290,10 +297,8 @@ impl Translator {
         block.body(&body);
         block.close_near();
         if let Some((plan, back)) = plan.zip(block.back.take()) {
-            block.begin_loop(back, plan);
-            block.body(&body);
-            block.close_near();
-            block.end_loop();
+            let next = self.decoded.last().map_or(0, Instruction::next_ip);
+            block.loop_again(back, plan, &body, next);
         }
         block.cold_stubs();
         self.asm.code()
@@ -301,6 +306,7 @@ impl Translator {
 }
 
 /// The instructions of a block, with what was worked out about them.
+#[derive(Clone, Copy)]
 struct Body<'a> {
     source: &'a Source<'a>,
     instructions: &'a [Instruction],
