@@ -4,18 +4,21 @@
 //!   header | id, 48 bytes | descriptors, 64 bytes each | data, 8 bytes each
 //! ```
 //!
-//! The descriptor is a sealed memfd with the values of the moment of the call; a program that wants
-//! newer ones asks again.
+//! The file is a memfd, one for each object, made at the first call; each call opens it anew. Its
+//! values are brought up to date whenever a vCPU leaves `KVM_RUN` or somebody asks for a descriptor:
+//! what a program reads while all its vCPUs run is as old as the last exit.
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use kvm_bindings::{KVM_STATS_TYPE_CUMULATIVE, KVM_STATS_TYPE_INSTANT, kvm_stats_header};
 
 use crate::errno::Errno;
-use crate::vcpu::Vcpu;
-use crate::vm::Vm;
+use crate::vcpu::{Inner, Vcpu};
+use crate::vm::{Shared, Vm};
 
 /// Bytes of a name, and of the id.
 const NAME: usize = 48;
@@ -79,8 +82,53 @@ fn encode(id: &str, stats: &[Stat]) -> Vec<u8> {
     file
 }
 
+/// An object's file, once somebody has asked for it.
+#[derive(Default)]
+pub(crate) struct StatsFile(OnceLock<Published>);
+
+struct Published {
+    file: File,
+    /// Where the values begin.
+    data: u64,
+}
+
+impl StatsFile {
+    /// A descriptor of the program's own, at the beginning of the file.
+    fn open(&self, id: &str, stats: &[Stat]) -> Result<OwnedFd, Errno> {
+        if self.0.get().is_none() {
+            let file = publish(&encode(id, stats))?;
+            let data = (HEADER + NAME + stats.len() * DESCRIPTOR) as u64;
+            // Another thread may have been faster; one of the two files is as good as the other.
+            let _ = self.0.set(Published { file, data });
+        }
+        let published = self.0.get().ok_or(Errno::ENOMEM)?;
+        published.write(stats)?;
+        let path = format!("/proc/self/fd/{}", published.file.as_raw_fd());
+        Ok(File::open(path)?.into())
+    }
+
+    /// Whether anybody reads it.
+    fn is_open(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    fn refresh(&self, stats: &[Stat]) {
+        if let Some(published) = self.0.get() {
+            // A memfd of ours that has its size takes the write.
+            let _ = published.write(stats);
+        }
+    }
+}
+
+impl Published {
+    fn write(&self, stats: &[Stat]) -> Result<(), Errno> {
+        let values: Vec<u8> = stats.iter().flat_map(|s| s.value.to_le_bytes()).collect();
+        Ok(self.file.write_all_at(&values, self.data)?)
+    }
+}
+
 #[expect(unsafe_code, reason = "memfds are the C library's")]
-fn publish(bytes: &[u8]) -> Result<OwnedFd, Errno> {
+fn publish(bytes: &[u8]) -> Result<File, Errno> {
     // SAFETY: a constant name; a descriptor is only taken where it is one.
     let mut file = unsafe {
         let fd = libc::memfd_create(c"kvm-stats".as_ptr(), libc::MFD_CLOEXEC);
@@ -90,26 +138,44 @@ fn publish(bytes: &[u8]) -> Result<OwnedFd, Errno> {
         File::from_raw_fd(fd)
     };
     file.write_all(bytes)?;
-    std::io::Seek::rewind(&mut file)?;
-    Ok(file.into())
+    Ok(file)
+}
+
+fn of_vm(shared: &Shared) -> [Stat; 5] {
+    let mmu = shared.mmu();
+    let [small, medium, large] = mmu.pages();
+    [
+        counter("remote_tlb_flush", mmu.stats().remote_tlb_flush.get()),
+        counter(
+            "remote_tlb_flush_requests",
+            mmu.stats().remote_tlb_flush_requests.get(),
+        ),
+        gauge("pages_4k", small),
+        gauge("pages_2m", medium),
+        gauge("pages_1g", large),
+    ]
+}
+
+fn of_vcpu(inner: &Inner) -> [Stat; 8] {
+    let counters = inner.core.engine().map(|e| e.mmu().stats().clone());
+    let counters = counters.unwrap_or_default();
+    [
+        counter("pf_taken", counters.pf_taken.get()),
+        counter("pf_fixed", counters.pf_fixed.get()),
+        counter("pf_spurious", counters.pf_spurious.get()),
+        counter("pf_fast", counters.pf_fast.get()),
+        counter("pf_guest", counters.pf_guest.get()),
+        counter("pf_emulate", counters.pf_emulate.get()),
+        counter("tlb_flush", counters.tlb_flush.get()),
+        counter("invlpg", counters.invlpg.get()),
+    ]
 }
 
 impl Vm {
     /// `KVM_GET_STATS_FD` on a VM.
     pub fn stats_fd(&self) -> Result<OwnedFd, Errno> {
-        let mmu = self.shared().mmu();
-        let [small, medium, large] = mmu.pages();
-        let stats = [
-            counter("remote_tlb_flush", mmu.stats().remote_tlb_flush.get()),
-            counter(
-                "remote_tlb_flush_requests",
-                mmu.stats().remote_tlb_flush_requests.get(),
-            ),
-            gauge("pages_4k", small),
-            gauge("pages_2m", medium),
-            gauge("pages_1g", large),
-        ];
-        publish(&encode("kvm", &stats))
+        let shared = self.shared();
+        shared.stats().open("kvm", &of_vm(shared))
     }
 }
 
@@ -117,19 +183,18 @@ impl Vcpu {
     /// `KVM_GET_STATS_FD` on a vCPU.
     pub fn stats_fd(&self) -> Result<OwnedFd, Errno> {
         let inner = self.lock();
-        let counters = inner.core.engine().map(|e| e.mmu().stats().clone());
-        let counters = counters.unwrap_or_default();
-        let stats = [
-            counter("pf_taken", counters.pf_taken.get()),
-            counter("pf_fixed", counters.pf_fixed.get()),
-            counter("pf_spurious", counters.pf_spurious.get()),
-            counter("pf_fast", counters.pf_fast.get()),
-            counter("pf_guest", counters.pf_guest.get()),
-            counter("pf_emulate", counters.pf_emulate.get()),
-            counter("tlb_flush", counters.tlb_flush.get()),
-            counter("invlpg", counters.invlpg.get()),
-        ];
-        publish(&encode(&format!("kvm/vcpu-{}", self.id()), &stats))
+        let id = format!("kvm/vcpu-{}", self.id());
+        self.stats().open(&id, &of_vcpu(&inner))
+    }
+
+    /// Brings the files up to date that somebody has open.
+    pub(crate) fn refresh_stats(&self, inner: &Inner) {
+        if self.stats().is_open() {
+            self.stats().refresh(&of_vcpu(inner));
+        }
+        if self.vm().stats().is_open() {
+            self.vm().stats().refresh(&of_vm(self.vm()));
+        }
     }
 }
 
@@ -147,5 +212,22 @@ mod tests {
         let value = word(20) + word(second + 8);
         assert_eq!(file[value..value + 8], 9u64.to_le_bytes());
         assert_eq!(file.len(), value + 8);
+    }
+
+    #[test]
+    fn a_file_follows_its_object() {
+        use std::io::Read;
+        let stats = StatsFile::default();
+        let first: File = stats.open("kvm", &[counter("a", 7)]).unwrap().into();
+        let mut second: File = stats.open("kvm", &[counter("a", 8)]).unwrap().into();
+        stats.refresh(&[counter("a", 9)]);
+        let mut text = Vec::new();
+        second.read_to_end(&mut text).unwrap();
+        assert_eq!(text[text.len() - 8..], 9u64.to_le_bytes());
+        let mut value = [0; 8];
+        first
+            .read_exact_at(&mut value, text.len() as u64 - 8)
+            .unwrap();
+        assert_eq!(value, 9u64.to_le_bytes());
     }
 }

@@ -12,7 +12,7 @@ const NESTED: Status = Partial("as with nested=0: the CPU has neither VMX nor SV
 const XEN: Status = Absent("no Xen guests");
 const HYPERV: Status = Absent("no Hyper-V enlightenments");
 const ENCRYPTED: Status = Absent("no memory encryption");
-const SNAPSHOT: Status = Partial("the values of the moment of the call");
+const COUNTERS: Status = Partial("the counters of the MMU, as of the last exit");
 const REMOVED: Status = Absent("removed from the kernel long ago");
 
 /// Prefixes of ioctls and capabilities in `linux/kvm.h` that belong to other architectures.
@@ -152,7 +152,7 @@ pub static IOCTLS: &[Ioctl] = &[
     number("KVM_GET_TSC_KHZ", io(0xa3), "KVM_CAP_VM_TSC_CONTROL", Full, Vm(vm::get_tsc_khz)),
     row!("KVM_CREATE_DEVICE", iowr(0xe0, kvm_create_device), "KVM_CAP_DEVICE_CTRL", Full, Vm(vm::create_device)),
     row!("KVM_X86_SET_MSR_FILTER", iow(0xc6, kvm_msr_filter), "KVM_CAP_X86_MSR_FILTER", Full, Vm(vm::set_msr_filter)),
-    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", SNAPSHOT, Vm(vm::get_stats_fd)),
+    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", COUNTERS, Vm(vm::get_stats_fd)),
     row!("KVM_SET_PMU_EVENT_FILTER", iow(0xb2, kvm_pmu_event_filter), "KVM_CAP_PMU_EVENT_FILTER", Absent("no PMU"), None(Level::Vm)),
 
     // A VM: interrupt controllers and event descriptors
@@ -200,7 +200,7 @@ pub static IOCTLS: &[Ioctl] = &[
     integer("__KVM_DEPRECATED_VCPU_W_0x87", iow::<[u8; 80]>(0x87), "kvm_debug_guest", "", REMOVED, None(Level::Vcpu)),
     row!("KVM_PRE_FAULT_MEMORY", iowr(0xd5, kvm_pre_fault_memory), "KVM_CAP_PRE_FAULT_MEMORY", Full, Vcpu(vcpu::pre_fault_memory)),
     row!("KVM_TRANSLATE", iowr(0x85, kvm_translation), "", Full, Vcpu(vcpu::translate)),
-    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", SNAPSHOT, Vcpu(vcpu::get_stats_fd)),
+    number("KVM_GET_STATS_FD", io(0xce), "KVM_CAP_BINARY_STATS_FD", COUNTERS, Vcpu(vcpu::get_stats_fd)),
 
     // A vCPU: registers
     row!("KVM_GET_REGS", ior(0x81, kvm_regs), "", Full, Vcpu(vcpu::get_regs)),
@@ -235,7 +235,7 @@ pub static IOCTLS: &[Ioctl] = &[
     row!("KVM_SET_NESTED_STATE", iow(0xbf, kvm_nested_state), "KVM_CAP_NESTED_STATE", NESTED, Vcpu(vcpu::set_nested_state)),
 
     // A vCPU: the rest
-    row!("KVM_TPR_ACCESS_REPORTING", iowr(0x92, kvm_tpr_access_ctl), "KVM_CAP_VAPIC", Partial("kept; no access is reported"), Vcpu(vcpu::tpr_access_reporting)),
+    row!("KVM_TPR_ACCESS_REPORTING", iowr(0x92, kvm_tpr_access_ctl), "KVM_CAP_VAPIC", Partial("kept; accesses are not reported, so nothing is patched to use the page"), Vcpu(vcpu::tpr_access_reporting)),
     row!("KVM_SET_VAPIC_ADDR", iow(0x93, kvm_vapic_addr), "KVM_CAP_VAPIC", Partial("kept; the page is not written"), Vcpu(vcpu::set_vapic_addr)),
     integer("KVM_X86_SETUP_MCE", iow::<u64>(0x9c), "__u64", "KVM_CAP_MCE", Full, Vcpu(vcpu::setup_mce)),
     row!("KVM_X86_SET_MCE", iow(0x9e, kvm_x86_mce), "KVM_CAP_MCE", Full, Vcpu(vcpu::set_mce)),

@@ -55,6 +55,7 @@ use crate::cpuid::Cpuid;
 use crate::errno::Errno;
 use crate::irqchip::apic::{DEFAULT_BASE, Lapic, Role};
 use crate::irqchip::wake::VcpuWake;
+use crate::stats::StatsFile;
 use crate::vm::Shared;
 
 const APIC_BASE_ENABLE: u64 = 1 << 11;
@@ -69,6 +70,7 @@ pub struct Vcpu {
     lapic: Option<Arc<Lapic>>,
     /// The guest's TSC, for those who need it without the lock.
     tsc: Arc<GuestTsc>,
+    stats: StatsFile,
     inner: Mutex<Inner>,
 }
 
@@ -133,6 +135,7 @@ impl Vcpu {
             kicker,
             lapic,
             tsc,
+            stats: StatsFile::default(),
             inner: Mutex::new(Inner { core, machine }),
         };
         vcpu.start_tsc();
@@ -162,6 +165,11 @@ impl Vcpu {
     /// The way to its thread.
     pub fn kicker(&self) -> &Arc<Kicker> {
         &self.kicker
+    }
+
+    /// The file of its counters.
+    pub(crate) fn stats(&self) -> &StatsFile {
+        &self.stats
     }
 
     /// The guest's TSC.

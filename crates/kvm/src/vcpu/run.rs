@@ -436,6 +436,7 @@ impl Vcpu {
         let base = self.apic_base(&inner.machine);
         self.run_page().show(interrupts_on, ready, cr8, base);
         self.give_valid_sets(inner);
+        self.refresh_stats(inner);
     }
 
     fn give_valid_sets(&self, inner: &mut Inner) {

@@ -29,6 +29,7 @@ use crate::device::Devices;
 use crate::errno::Errno;
 use crate::irqchip::chip::{Irqchip, Vcpus};
 use crate::msr::filter::{Access, MsrFilter};
+use crate::stats::StatsFile;
 use crate::system::Settings;
 use crate::table::{MAX_VCPU_IDS, MAX_VCPUS};
 use crate::vcpu::{RunPage, Vcpu};
@@ -82,6 +83,7 @@ pub struct Shared {
     boot_id: AtomicU32,
     wall_clock: AtomicU64,
     devices: Devices,
+    stats: StatsFile,
     tsc: Mutex<TscLine>,
     tsc_khz: AtomicU32,
 }
@@ -134,6 +136,7 @@ impl Shared {
             boot_id: AtomicU32::new(0),
             wall_clock: AtomicU64::new(0),
             devices: Devices::default(),
+            stats: StatsFile::default(),
             tsc: Mutex::default(),
             tsc_khz: AtomicU32::new(khz),
         })
@@ -177,6 +180,11 @@ impl Shared {
     /// Where writers wait for vCPUs.
     pub fn domain(&self) -> &Arc<Domain> {
         &self.domain
+    }
+
+    /// The file of its counters.
+    pub(crate) fn stats(&self) -> &StatsFile {
+        &self.stats
     }
 
     /// The devices of `KVM_CREATE_DEVICE`.
