@@ -2,8 +2,8 @@
 
 use accel::{Accelerator, Vcpu, Vm};
 use kvm_bindings::{
-    CpuId, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2, kvm_regs,
-    kvm_segment,
+    CpuId, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2,
+    kvm_msr_entry, kvm_regs, kvm_segment,
 };
 
 use crate::{
@@ -28,6 +28,7 @@ pub(crate) fn create(
         let vcpu = vm.create_vcpu(u64::from(index)).named("KVM_CREATE_VCPU")?;
         let cpuid = cpuid_of(&supported, index, count, deadline)?;
         vcpu.set_cpuid(&cpuid).named("KVM_SET_CPUID2")?;
+        count_at_p0(&*vcpu);
         set_up_lapic(&*vcpu)?;
         vcpus.push(vcpu);
     }
@@ -105,6 +106,22 @@ fn place(entry: &mut kvm_cpuid_entry2, index: u8, count: u8, deadline: bool) {
         // AMD's APIC ID, core ID and node.
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (id, id, 0),
         _ => {}
+    }
+}
+
+/// Says that the TSC counts at P0's frequency, as firmware does on AMD's processors (HWCR, bit 24,
+/// `TscFreqSel`); Linux complains where it doesn't. An accelerator that does not know the register
+/// is none of which a guest would expect it.
+fn count_at_p0(vcpu: &dyn Vcpu) {
+    const HWCR: u32 = 0xc001_0015;
+    const TSC_FREQ_SEL: u64 = 1 << 24;
+    let register = kvm_msr_entry {
+        index: HWCR,
+        data: TSC_FREQ_SEL,
+        ..Default::default()
+    };
+    if !matches!(vcpu.set_msrs(&[register]), Ok(1)) {
+        tracing::debug!("the accelerator knows no HWCR");
     }
 }
 

@@ -291,7 +291,8 @@ impl Vcpu {
 
     fn on_link(&mut self, target: u64, patch: u32) -> Result<Then, Abort> {
         self.set_rip(target);
-        if !self.may_chain() {
+        // Code that only goes forward polls nowhere, and what is new is translated for long.
+        if !self.may_chain() || self.kick.is_asked() {
             return Ok(Then::Done);
         }
         if self.length == BlockLength::OneInstruction {

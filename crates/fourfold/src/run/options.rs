@@ -375,6 +375,40 @@ mod tests {
         assert_eq!(access, [DiskAccess::ReadWrite, DiskAccess::ReadOnly]);
     }
 
+    /// Whole files with some bytes changed: an error with words, or a plan, but no panic.
+    #[test]
+    fn broken_files_are_refused_or_understood() {
+        let whole = "memory = \"1G\"\ncpus = 4\ndisk = [\"a.img\", \"b.img,readonly\"]\n\
+            paging = \"shadow\"\nserial = \"file:x\"\nfile = [\"a:/b\"]\nboots = 3\n";
+        let mut state = 1_u64;
+        let mut below = |end: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) as usize % end
+        };
+        let mut refused = 0;
+        for _ in 0..5000 {
+            let mut bytes = whole.as_bytes().to_vec();
+            for _ in 0..=below(3) {
+                let at = below(bytes.len());
+                bytes[at] = below(128) as u8;
+            }
+            bytes.truncate(1 + below(2 * bytes.len()));
+            match from_toml(&String::from_utf8_lossy(&bytes)) {
+                Ok(_) => {}
+                Err(error) => {
+                    refused += 1;
+                    assert!(!error.to_string().is_empty());
+                }
+            }
+        }
+        assert!(
+            (100..5000).contains(&refused),
+            "{refused} of 5000 were refused"
+        );
+    }
+
     #[test]
     fn wrong_values_are_named_with_the_right_ones() {
         for (text, expected) in [
