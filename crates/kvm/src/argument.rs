@@ -1,8 +1,8 @@
 //! The third argument of `ioctl`: a number, or a pointer of the calling program.
 //!
 //! The program may pass any pointer. A bad one must give `EFAULT`, as from the kernel's
-//! `copy_from_user`, so every access is made by the kernel on our behalf
-//! (`process_vm_readv` on ourselves), which answers instead of raising a signal.
+//! `copy_from_user`, so every access is one of [`memory::access`], which answers instead of dying of
+//! a signal.
 #![expect(
     unsafe_code,
     reason = "copies plain C structures from and to the calling program's memory"
@@ -11,7 +11,9 @@
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 
+use addr::Hva;
 use kvm_bindings as kb;
+use memory::access;
 
 use crate::errno::Errno;
 
@@ -146,13 +148,13 @@ unsafe fn copy_in(to: *mut c_void, from: u64, len: usize) -> Result<(), Errno> {
     if len == 0 {
         return Ok(());
     }
-    let local = iovec(to, len);
-    let remote = iovec(from as *mut c_void, len);
-    // SAFETY: writes only to `to`, as the caller allows; the kernel checks the other range.
-    let copied = unsafe {
-        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
+    access::install();
+    // SAFETY: room for `len` bytes, as the caller says; zeroed first, so that each has a value.
+    let to = unsafe {
+        to.write_bytes(0, len);
+        std::slice::from_raw_parts_mut(to.cast::<u8>(), len)
     };
-    whole(copied, len)
+    access::read(Hva::new(from), to).map_err(|_| Errno::EFAULT)
 }
 
 /// # Safety
@@ -161,28 +163,10 @@ unsafe fn copy_out(to: u64, from: *const c_void, len: usize) -> Result<(), Errno
     if len == 0 {
         return Ok(());
     }
-    let local = iovec(from.cast_mut(), len);
-    let remote = iovec(to as *mut c_void, len);
-    // SAFETY: reads only `from`; writes where the calling program told us to, as the kernel would.
-    let copied = unsafe {
-        libc::process_vm_writev(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
-    };
-    whole(copied, len)
-}
-
-fn iovec(base: *mut c_void, len: usize) -> libc::iovec {
-    libc::iovec {
-        iov_base: base,
-        iov_len: len,
-    }
-}
-
-fn whole(copied: isize, len: usize) -> Result<(), Errno> {
-    if usize::try_from(copied) == Ok(len) {
-        Ok(())
-    } else {
-        Err(Errno::EFAULT)
-    }
+    access::install();
+    // SAFETY: as the caller says.
+    let from = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), len) };
+    access::write(Hva::new(to), from).map_err(|_| Errno::EFAULT)
 }
 
 #[cfg(test)]

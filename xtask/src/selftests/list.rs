@@ -99,8 +99,6 @@ const VARIANTS: &[(&str, &[&str])] = &[
     ("kvm_page_table_test", &["-v", "2", "-b", "128M"]),
     ("kvm_page_table_test", &["-s", "anonymous_thp"]),
     ("memslot_modification_stress_test", &["-v", "2"]),
-    ("memslot_perf_test", &["-q"]),
-    ("set_memory_region_test", &["1000"]),
 ];
 
 /// Tests that take longer than the limit on any KVM of a small machine, with how many times as long
@@ -108,6 +106,8 @@ const VARIANTS: &[(&str, &[&str])] = &[
 const SLOW: &[(&str, u32)] = &[
     // 100,000 migrations of a thread between processors, which need no KVM.
     ("rseq_test", 4),
+    // Seven phases of five seconds each, and 32,764 slots made anew between them.
+    ("memslot_perf_test", 2),
 ];
 
 /// Tests that end on no KVM of a machine with fewer processors than this.
