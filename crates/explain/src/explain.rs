@@ -70,11 +70,12 @@ pub fn explain(evidence: &Evidence<'_>, question: &Question) -> Result<Chain, Pa
     .run()
 }
 
-/// The same for a guest virtual address of a machine of this process.
+/// The same for a guest virtual address of a machine of this process: its vCPU's registers, and what
+/// its CPUID says about paging.
 pub fn explain_own(
     mmu: &Arc<Mmu>,
     pagemap: &Pagemap,
-    registers: PagingRegisters,
+    (registers, features): (PagingRegisters, PagingFeatures),
     question: &Question,
 ) -> Result<Chain, PagemapError> {
     let slots = SlotRange::of_table(&mmu.slots().snapshot(0));
@@ -82,7 +83,7 @@ pub fn explain_own(
         slots: &slots,
         bytes: &OwnBytes,
         registers,
-        features: PagingFeatures::default(),
+        features,
         vcpu: None,
         tables: Tables::Ours(mmu),
         tlb: None,

@@ -70,7 +70,13 @@ impl Machine {
             search: Search::Whole,
         };
         let pagemap = Pagemap::of_self().unwrap();
-        explain_own(&self.mmu, &pagemap, Self::registers(), &question).unwrap()
+        explain_own(
+            &self.mmu,
+            &pagemap,
+            (Self::registers(), mmu::PagingFeatures::default()),
+            &question,
+        )
+        .unwrap()
     }
 }
 

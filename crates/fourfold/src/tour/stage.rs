@@ -8,7 +8,7 @@ use accel::{Accelerator, Vcpu, Vm};
 use addr::{Address, Gpa, Gva, Hva};
 use anyhow::{Context, Result};
 use kvm_bindings::{
-    KVM_MEM_LOG_DIRTY_PAGES, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    CpuId, KVM_MEM_LOG_DIRTY_PAGES, kvm_dtable, kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
 use memory::access;
 use memory::pagemap::Pagemap;
@@ -17,7 +17,9 @@ use memory::ram::{GuestRam, RamConfig};
 use memory::slot::{Region, Slots, SlotsConfig};
 use memory::space::{RegionKind, Space};
 use mmu::event::{FaultEvent, Subscriber};
-use mmu::{Access, Mmu, MmuConfig, PagingPath, PagingRegisters};
+use mmu::{
+    Access, GigabytePages, Mmu, MmuConfig, PagingFeatures, PagingPath, PagingRegisters, Vendor,
+};
 use x86::control::{Cr0, Cr4, Efer};
 
 use super::guest;
@@ -33,6 +35,7 @@ pub(super) struct Stage {
     /// The accelerator's own MMU, or a copy of the slot table where the kernel keeps its own to
     /// itself.
     mmu: Arc<Mmu>,
+    features: PagingFeatures,
     pub(super) pagemap: Pagemap,
 }
 
@@ -83,6 +86,7 @@ impl Stage {
             ram,
             faults: Faults::default(),
             mmu,
+            features: paging_features(&cpuid),
             pagemap: Pagemap::of_self().context("reading the host's page tables")?,
         };
         stage.register_slot(0)?;
@@ -188,11 +192,19 @@ impl Stage {
             access,
             search: explain::Search::No,
         };
-        let registers = Self::paging_registers();
+        let sregs = self.vcpu.get_sregs().context("KVM_GET_SREGS")?;
+        let registers = PagingRegisters {
+            cr0: sregs.cr0,
+            cr3: sregs.cr3,
+            cr4: sregs.cr4,
+            efer: sregs.efer,
+            ..Default::default()
+        };
+        let cpu = (registers, self.features);
         Ok(explain::explain_own(
             &self.mmu,
             &self.pagemap,
-            registers,
+            cpu,
             &question,
         )?)
     }
@@ -200,6 +212,28 @@ impl Stage {
     /// Bytes of the accelerator's own tables, where it shows them.
     pub(super) fn table_bytes(&self) -> Option<usize> {
         self.vm.mmu().map(|mmu| mmu.table_bytes())
+    }
+}
+
+/// What the guest's CPUID says about paging: MAXPHYADDR, pages of 1 GiB, and whose rules hold for
+/// reserved bits.
+fn paging_features(cpuid: &CpuId) -> PagingFeatures {
+    const VENDOR: u32 = 0;
+    const EXTENDED: u32 = 0x8000_0001;
+    const ADDRESSES: u32 = 0x8000_0008;
+    let leaf = |function| cpuid.as_slice().iter().find(|e| e.function == function);
+    let defaults = PagingFeatures::default();
+    // "Auth" of "AuthenticAMD".
+    let is_amd = leaf(VENDOR).is_some_and(|e| e.ebx == u32::from_le_bytes(*b"Auth"));
+    let has_gigabytes = leaf(EXTENDED).is_some_and(|e| e.edx >> 26 & 1 != 0);
+    PagingFeatures {
+        max_phys_bits: leaf(ADDRESSES).map_or(defaults.max_phys_bits, |e| e.eax as u8),
+        gigabyte_pages: if has_gigabytes {
+            GigabytePages::Supported
+        } else {
+            GigabytePages::Reserved
+        },
+        vendor: if is_amd { Vendor::Amd } else { Vendor::Intel },
     }
 }
 

@@ -26,7 +26,8 @@ impl fmt::Display for Tour {
         device(f, &self.story.device)?;
         dirty(f, &self.story)?;
         comparison(f, self)?;
-        elsewhere(f)
+        elsewhere(f)?;
+        files(f)
     }
 }
 
@@ -42,14 +43,15 @@ fn allocation(f: &mut Formatter<'_>, story: &Story) -> fmt::Result {
     )?;
     writeln!(
         f,
-        "     memfd_create, mmap: {} MiB at hva {}, of which the host has given {} KiB so far",
+        "     memfd_create, mmap: {} MiB at hva {}",
         story.ram_bytes >> 20,
         story.ram_hva,
-        story.resident_before >> 10
     )?;
     writeln!(
         f,
-        "   (the guest's page tables and its code, which the monitor wrote there).\n"
+        "   of which the host has given {} KiB so far: the guest's page tables and its\n   \
+         code, which the monitor wrote there.\n",
+        story.resident_before >> 10
     )
 }
 
@@ -106,7 +108,7 @@ fn second_touch(f: &mut Formatter<'_>, story: &Story) -> fmt::Result {
     };
     writeln!(
         f,
-        "   {met}The second read took {}, and one of {} in a loop {}.\n",
+        "   {met}The second read took {},\n   and one of {} in a loop {}.\n",
         time(story.second.nanoseconds),
         story.reads,
         time(story.hit_nanoseconds)
@@ -121,20 +123,15 @@ fn where_is_hva(f: &mut Formatter<'_>, story: &Story) -> fmt::Result {
     )?;
     writeln!(
         f,
-        "   In no table of the hardware. It is a stage in filling them: GPA, slot, HVA, HPA, then"
-    )?;
-    writeln!(
-        f,
-        "   the entry GPA to HPA, which kvm.ko writes and the CPU walks."
+        "   In no table of the hardware. It is a stage in filling them: GPA, slot, HVA,\n   \
+         HPA, then the entry GPA to HPA, which kvm.ko writes and the CPU walks."
     )?;
     if story.first.after.nested().is_some() {
         writeln!(
             f,
-            "   Fourfold's second level, shown above, holds host virtual addresses instead: the host's"
-        )?;
-        writeln!(
-            f,
-            "   own MMU goes on from there, so nothing is to be undone when the host moves a page."
+            "   Fourfold's second level, shown above, holds host virtual addresses instead:\n   \
+             the host's own MMU goes on from there, so nothing is to be undone when the\n   \
+             host moves a page."
         )?;
     }
     writeln!(f)
@@ -144,11 +141,8 @@ fn host_tables(f: &mut Formatter<'_>, touch: &Touch) -> fmt::Result {
     question(f, 6, "Through what table, then, does HVA become HPA?")?;
     writeln!(
         f,
-        "   Through the page tables of the monitor's process, as for any program. The host says of"
-    )?;
-    writeln!(
-        f,
-        "   the page that the guest has touched (from /proc/self/pagemap):"
+        "   Through the page tables of the monitor's process, as for any program. The\n   \
+         host says of the page that the guest has touched (from /proc/self/pagemap):"
     )?;
     if let Some(host) = &touch.after.host {
         indented(f, &host.to_string())?;
@@ -168,25 +162,19 @@ fn device(f: &mut Formatter<'_>, device: &Device) -> fmt::Result {
     question(f, 7, "Who translates GPA to HVA when a device is emulated?")?;
     writeln!(
         f,
-        "   The monitor. The guest wrote {address} to gpa {register}, which lies in"
-    )?;
-    writeln!(
-        f,
-        "   no slot: an exit, KVM_EXIT_MMIO. The value is an address for the device's DMA:"
+        "   The monitor. The guest wrote {address} to gpa {register}, which lies in no\n   \
+         slot: an exit, KVM_EXIT_MMIO. The value is an address for the device's DMA:"
     )?;
     writeln!(f, "     map(gpa {address}, {bytes} bytes) -> hva {hva}")?;
     writeln!(
         f,
-        "   as QEMU's cpu_physical_memory_map(). The device wrote {greeting:?}"
-    )?;
-    writeln!(
-        f,
-        "   there and unmapped it. The guest then read {} from the device and {:?} from",
+        "   as QEMU's cpu_physical_memory_map(). The device wrote\n     \
+         {greeting:?}\n   \
+         there and unmapped it. The guest then read {} from the device and {:?}\n   \
+         from its buffer.\n\n   \
+         And for code? Nobody: `mov rcx, [rbx]` runs on the CPU, which walks its tables.\n   \
+         HVA is needed to fill them, and to emulate.\n",
         device.answer, device.buffer
-    )?;
-    writeln!(
-        f,
-        "   its buffer. For the guest's own accesses nobody does this: they run on the CPU.\n"
     )
 }
 
@@ -232,13 +220,21 @@ fn frames(numbers: &[u64]) -> String {
 }
 
 fn comparison(f: &mut Formatter<'_>, tour: &Tour) -> fmt::Result {
+    question(f, 9, "Nested tables, shadow tables: what does each store?")?;
     if tour.others.is_empty() {
-        return Ok(());
+        return writeln!(
+            f,
+            "   Nested ones (AMD's NPT, Intel's EPT) GPA to HPA, beside the guest's own tables:\n   \
+             the CPU walks both. Shadow tables GVA to HPA, in place of the guest's own, and\n   \
+             are kept in step with them. This KVM keeps its tables to itself;\n   \
+             `fourfold tour` on our own KVM shows all paths side by side.\n"
+        );
     }
-    question(
+    writeln!(
         f,
-        9,
-        "Nested tables, shadow tables, no tables: what does each store?",
+        "   Nested ones (NPT, EPT) hold GPA to HPA, beside the guest's own tables: the CPU\n   \
+         walks both. Shadow tables hold GVA to HPA, in place of the guest's own, and are\n   \
+         kept in step with them. Fourfold's hold HVA where the hardware's hold HPA."
     )?;
     writeln!(
         f,
@@ -277,26 +273,40 @@ fn stored(paging: &str) -> &'static str {
 }
 
 fn elsewhere(f: &mut Formatter<'_>) -> fmt::Result {
+    question(f, 10, "Is that so on every machine?")?;
     writeln!(
         f,
-        "On s390 the second level of the hardware leads to host virtual addresses, too: SIE takes the"
-    )?;
-    writeln!(f, "host process's own page tables for it.")
+        "   Elsewhere it can be otherwise. On s390 the second level leads to HVA, as ours\n   \
+         does: KVM's gmap ends in the host process's own page tables, so that a page that\n   \
+         the host maps or takes away is at once the guest's or no longer.\n"
+    )
+}
+
+fn files(f: &mut Formatter<'_>) -> fmt::Result {
+    question(f, 11, "And how do files get in and out?")?;
+    writeln!(
+        f,
+        "   By devices, so by question 7: the guest names buffers by GPA, the monitor maps\n   \
+         them. virtfs (9p over virtio) shares a folder, vvfat shows one as a disk; or a\n   \
+         network, and sshfs, NFS or SMB in the guest."
+    )
 }
 
 fn faults(f: &mut Formatter<'_>, faults: &[Fault]) -> fmt::Result {
     for fault in faults {
-        write!(f, "     fault: {:<14} gva {}", fault.cause, fault.gva)?;
+        write!(f, "     {} at gva {}", fault.cause, fault.gva)?;
         if let Some(gpa) = &fault.gpa {
-            write!(f, "  gpa {gpa}")?;
+            write!(f, ", gpa {gpa}")?;
         }
-        if let Some(hva) = &fault.hva {
-            write!(f, "  hva {hva}")?;
-        }
+        writeln!(f, ": {} ns", fault.nanoseconds)?;
+        let hva = fault.hva.as_deref().unwrap_or("-");
         if let Some(bytes) = fault.installed_bytes {
-            write!(f, "  {} KiB installed", bytes >> 10)?;
+            writeln!(
+                f,
+                "       {} KiB installed, which lead to hva {hva}",
+                bytes >> 10
+            )?;
         }
-        writeln!(f, "  {} ns", fault.nanoseconds)?;
     }
     Ok(())
 }
@@ -322,5 +332,12 @@ fn time(nanoseconds: f64) -> String {
 }
 
 fn indented(f: &mut Formatter<'_>, text: &str) -> fmt::Result {
-    text.lines().try_for_each(|line| writeln!(f, "     {line}"))
+    for line in text.lines() {
+        // The one kind of line that is a sentence.
+        match line.split_once(", through ") {
+            Some((first, rest)) => writeln!(f, "     {first},\n          through {rest}")?,
+            None => writeln!(f, "     {line}")?,
+        }
+    }
+    Ok(())
 }
