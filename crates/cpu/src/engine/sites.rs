@@ -418,8 +418,10 @@ impl Vcpu {
         let trap = self.frame().fault;
         self.settle_string(&trap);
         self.settle_carry(&trap);
-        if let Some(rip) = self.rip_at(trap.pc) {
+        if let Some((rip, stack)) = self.place_of(trap.pc) {
             self.set_rip(rip);
+            let rsp = &mut self.frame_mut().state.gpr[RSP];
+            *rsp = rsp.wrapping_add_signed(i64::from(stack));
         }
         let vector = trap.vector as u8;
         if vector == x86::vector::MF {
@@ -486,8 +488,9 @@ impl Vcpu {
         frame.state.gpr[RCX] = trap.rcx;
     }
 
-    /// RIP of the guest instruction whose translation holds this address.
-    fn rip_at(&self, pc: u64) -> Option<u64> {
+    /// RIP of the guest instruction whose translation holds this address, and what the stack pointer
+    /// is yet to be moved by there.
+    fn place_of(&self, pc: u64) -> Option<(u64, i32)> {
         let offset = self.cache.offset_of(pc)?;
         let block = self.blocks.block_at(offset)?;
         let marks = &self.tables.marks[block.marks as usize..];
@@ -496,6 +499,6 @@ impl Vcpu {
             .position(|m| m.host > offset || m.host >= block.end)
             .unwrap_or(marks.len());
         let mark = marks[..after].last()?;
-        Some(block.rip.wrapping_add(u64::from(mark.guest)))
+        Some((block.rip.wrapping_add(u64::from(mark.guest)), mark.stack))
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Mark {
     pub(crate) host: u32,
     /// Offset from the block's RIP.
     pub(crate) guest: u32,
+    /// What the stack pointer is yet to be moved by.
+    pub(crate) stack: i32,
 }
 
 /// A page identity that translated code checks: entry of the instruction TLB and its content.
@@ -173,6 +175,9 @@ struct Block<'a> {
     near: Option<(Fixup, u32)>,
     /// Whether the present instruction shares its check with others.
     role: window::Role,
+    /// The stack pointer is yet to be moved by this; the present instruction only adds to it.
+    deferred: i32,
+    defers: bool,
     /// The block is a loop that is translated twice; its branch back.
     loops: bool,
     back: Option<Fixup>,
@@ -272,6 +277,8 @@ impl Translator {
             polled: false,
             near: None,
             role: window::Role::None,
+            deferred: 0,
+            defers: false,
             loops: false,
             back: None,
             looping: None,
@@ -322,8 +329,9 @@ impl Block<'_> {
         let rip = body.source.rip;
         let mut at = 0;
         for (index, instruction) in body.instructions.iter().enumerate() {
-            self.begin(instruction, rip, body.live[index]);
             self.role = body.roles[index];
+            self.settle_stack(instruction, body.poll_at == Some(index));
+            self.begin(instruction, rip, body.live[index]);
             if let Some(looping) = &mut self.looping {
                 looping.at = index;
                 self.role = window::Role::None;
@@ -339,6 +347,7 @@ impl Block<'_> {
                 return;
             }
         }
+        self.move_deferred();
         let next = rip.wrapping_add(at as u64);
         self.link(self.truncate_ip(next));
     }
@@ -372,6 +381,7 @@ impl Block<'_> {
         self.tables.marks.push(Mark {
             host,
             guest: self.rip.wrapping_sub(block_rip) as u32,
+            stack: self.deferred,
         });
     }
 

@@ -1,12 +1,15 @@
 //! PUSH, POP, CALL, RET, LEAVE: the stack pointer as an implicit operand.
 //!
-//! Everything that can fault comes before the stack pointer changes.
+//! Everything that can fault comes before the stack pointer changes. In a run of pushes and pops that
+//! share a check, it is not moved until something else may see it: [`Mark::stack`](super::Mark) tells
+//! what is missing where the host traps.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::address::{SS, segment_of};
 use super::generic::has_memory;
 use super::registers::{GUEST_RSP, Home, home, number, tmp};
+use super::window::{Role, is_plain_integer};
 use super::{Block, Flow, SCRATCH, T0, Use};
 use crate::emit::asm::Width;
 use crate::emit::{Mem, Reg};
@@ -33,8 +36,40 @@ impl Block<'_> {
         self.add_segment(offset, SS, size, usage)
     }
 
+    /// Before an instruction: moves the stack pointer where it has been put off, unless this is the
+    /// next of a run, or has nothing to do with it.
+    pub(super) fn settle_stack(&mut self, instruction: &Instruction, polls: bool) {
+        let names_rsp = (0..instruction.op_count()).any(|i| {
+            let register = instruction.op_register(i);
+            register.is_gpr() && number(register) == number(Register::RSP)
+        });
+        let plain = !polls && !names_rsp && !has_memory(instruction);
+        let moves = matches!(instruction.mnemonic(), Mnemonic::Push | Mnemonic::Pop)
+            && instruction.stack_pointer_increment().abs() == 8;
+        let apart = instruction.flow_control() == FlowControl::Next
+            && !instruction.is_stack_instruction()
+            && is_plain_integer(instruction.mnemonic());
+        self.defers = plain && moves && self.role != Role::None;
+        if !(self.defers && self.role == Role::Member || plain && apart) {
+            self.move_deferred();
+        }
+    }
+
+    /// Moves the stack pointer by what was put off.
+    pub(super) fn move_deferred(&mut self) {
+        let delta = std::mem::take(&mut self.deferred);
+        if delta != 0 {
+            self.asm
+                .lea(Width::B64, GUEST_RSP, Mem::base(GUEST_RSP, delta));
+        }
+    }
+
     /// Adds to the stack pointer, as wide as it is.
     pub(super) fn move_stack(&mut self, delta: i32) {
+        if self.defers {
+            self.deferred += delta;
+            return;
+        }
         let m = Mem::base(GUEST_RSP, delta);
         match self.mode.stack_bits() {
             64 => self.asm.lea(Width::B64, GUEST_RSP, m),

@@ -14,7 +14,7 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::form::{Form, Forms, MemoryUse};
 use super::generic::has_memory;
-use super::registers::{Home, home, is_high_byte, number};
+use super::registers::{GUEST_RSP, Home, home, is_high_byte, number};
 use super::{Block, Mode, Reason, SCRATCH, Span, T0, T1, Use};
 use crate::emit::asm::Width;
 use crate::emit::{Mem, Reg};
@@ -362,7 +362,8 @@ impl Block<'_> {
             Role::Member => {}
             Role::First(span) => self.check_span(base, span, size, usage, segment),
         }
-        Some(Mem::indexed(base, T1, 0, disp))
+        let deferred = if base == GUEST_RSP { self.deferred } else { 0 };
+        Some(Mem::indexed(base, T1, 0, disp + deferred))
     }
 
     fn check_span(&mut self, base: Reg, span: Span, size: u32, usage: Use, segment: u8) {
