@@ -172,7 +172,7 @@ fn device(f: &mut Formatter<'_>, device: &Device) -> fmt::Result {
          {greeting:?}\n   \
          there and unmapped it. The guest then read {} from the device and {:?}\n   \
          from its buffer.\n\n   \
-         And for code? Nobody: `mov rcx, [rbx]` runs on the CPU, which walks its tables.\n   \
+         And for code? Nobody: `mov rcx, [rbx]` runs on the CPU, which walks tables.\n   \
          HVA is needed to fill them, and to emulate.\n",
         device.answer, device.buffer
     )
@@ -232,9 +232,9 @@ fn comparison(f: &mut Formatter<'_>, tour: &Tour) -> fmt::Result {
     }
     writeln!(
         f,
-        "   Nested ones (NPT, EPT) hold GPA to HPA, beside the guest's own tables: the CPU\n   \
-         walks both. Shadow tables hold GVA to HPA, in place of the guest's own, and are\n   \
-         kept in step with them. Fourfold's hold HVA where the hardware's hold HPA."
+        "   Nested ones (NPT, EPT) hold GPA to HPA, beside the guest's own tables: the\n   \
+         CPU walks both. Shadow tables hold GVA to HPA, in place of the guest's own,\n   \
+         and are kept in step. Fourfold's hold HVA where the hardware's hold HPA."
     )?;
     writeln!(
         f,
@@ -242,14 +242,14 @@ fn comparison(f: &mut Formatter<'_>, tour: &Tour) -> fmt::Result {
     )?;
     writeln!(
         f,
-        "   {:<8} {:<30} {:>6} {:>12} {:>10} {:>10}",
+        "   {:<8} {:<30} {:>6} {:>11} {:>9} {:>8}",
         "paging", "what is stored", "faults", "first read", "in a loop", "tables"
     )?;
     for story in std::iter::once(&tour.story).chain(&tour.others) {
         let paging = story.paging.as_deref().unwrap_or("-");
         writeln!(
             f,
-            "   {:<8} {:<30} {:>6} {:>12} {:>10} {:>10}",
+            "   {:<8} {:<30} {:>6} {:>11} {:>9} {:>8}",
             paging,
             stored(paging),
             story.first.faults.len(),
@@ -277,8 +277,8 @@ fn elsewhere(f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(
         f,
         "   Elsewhere it can be otherwise. On s390 the second level leads to HVA, as ours\n   \
-         does: KVM's gmap ends in the host process's own page tables, so that a page that\n   \
-         the host maps or takes away is at once the guest's or no longer.\n"
+         does: KVM's gmap ends in the host process's own page tables, so that a page\n   \
+         that the host maps or takes away is at once the guest's or no longer.\n"
     )
 }
 
@@ -286,9 +286,9 @@ fn files(f: &mut Formatter<'_>) -> fmt::Result {
     question(f, 11, "And how do files get in and out?")?;
     writeln!(
         f,
-        "   By devices, so by question 7: the guest names buffers by GPA, the monitor maps\n   \
-         them. virtfs (9p over virtio) shares a folder, vvfat shows one as a disk; or a\n   \
-         network, and sshfs, NFS or SMB in the guest."
+        "   By devices, so by question 7: the guest names buffers by GPA, the monitor\n   \
+         maps them. virtfs (9p over virtio) shares a folder, vvfat shows one as a\n   \
+         disk; or a network, and sshfs, NFS or SMB in the guest."
     )
 }
 
@@ -334,8 +334,8 @@ fn time(nanoseconds: f64) -> String {
 fn indented(f: &mut Formatter<'_>, text: &str) -> fmt::Result {
     for line in text.lines() {
         // The one kind of line that is a sentence.
-        match line.split_once(", through ") {
-            Some((first, rest)) => writeln!(f, "     {first},\n          through {rest}")?,
+        match line.split_once(", ").filter(|_| line.starts_with("so ")) {
+            Some((first, rest)) => writeln!(f, "     {first},\n          {rest}")?,
             None => writeln!(f, "     {line}")?,
         }
     }
