@@ -1,6 +1,7 @@
 //! The quality gate: `cargo xtask check` runs all that CI runs.
 
 mod compare_tcg;
+mod fault_cost;
 mod gate;
 mod guest_tests;
 mod harness;
@@ -37,6 +38,8 @@ enum Task {
     RustVmm,
     /// Whole guests under strain: memory, processes, disks, other kernels, power cuts
     GuestTests(guest_tests::Options),
+    /// What listening to faults costs a boot
+    FaultCost,
     /// The same guest on our CPU and on QEMU's TCG: processor time, side by side
     CompareTcg(compare_tcg::Options),
     /// Every form of instruction natively and translated, compared bit for bit
@@ -53,6 +56,7 @@ fn main() -> Result<()> {
         Task::Selftests(options) => selftests::main(&options),
         Task::RustVmm => rust_vmm::main(),
         Task::GuestTests(options) => guest_tests::main(&options),
+        Task::FaultCost => fault_cost::main(),
         Task::CompareTcg(options) => compare_tcg::main(&options),
         Task::Differential(arguments) => harness::run("differential", &arguments),
     }

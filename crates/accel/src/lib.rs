@@ -196,7 +196,7 @@ pub trait Vcpu: Send {
     fn translate(&self, gva: addr::Gva) -> Result<kvm_translation>;
     /// What its TLB holds for an address, for those who show it: `None` where the accelerator can't
     /// tell, `Some(None)` where it holds nothing.
-    fn tlb(&self, _gva: addr::Gva) -> Option<Option<TlbEntry>> {
+    fn tlb(&self, _gva: addr::Gva, _privilege: mmu::Privilege) -> Option<Option<TlbEntry>> {
         None
     }
     /// `KVM_SET_GUEST_DEBUG`.

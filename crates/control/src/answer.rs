@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use addr::{Address, Gva, PageSize};
+use addr::{Address, Gpa, Gva, PageSize};
 use explain::{
-    Chain, Evidence, GuestView, OwnBytes, Question, Search, Tables, Target, VcpuSide, parse_hex,
+    Chain, Evidence, GuestView, OwnBytes, Question, Search, Tables, Target, VcpuSide,
+    map::{MemoryMap, Place, Survey},
+    parse_hex,
 };
 use memory::pagemap::Pagemap;
 use mmu::{Access, AccessKind, Mmu, PagingRegisters, Privilege};
 use x86::control::{Cr4, Efer};
 
 use crate::{
-    api::{ExplainQuery, MemoryQuery, StatisticsAnswer},
+    api::{ExplainQuery, MapQuery, MemoryQuery, StatisticsAnswer},
     machine::{Machine, Trouble, VcpuState},
     routes::{checked_end, number},
+    vm::effective,
 };
 
 /// The whole way of one address.
@@ -23,6 +26,7 @@ pub(crate) fn explain(machine: &dyn Machine, query: &ExplainQuery) -> Result<Cha
         .parse()
         .map_err(|error: explain::NoAddress| Trouble::Question(error.to_string()))?;
     let kind = access_kind(query.access.as_deref())?;
+    let asked = privilege(query.privilege.as_deref())?;
     let search = search(query.search.as_deref(), target)?;
     let vcpu = query.vcpu.unwrap_or(0);
     let gva = match target {
@@ -33,7 +37,7 @@ pub(crate) fn explain(machine: &dyn Machine, query: &ExplainQuery) -> Result<Cha
     let mmu = machine.mmu()?;
     let slots = machine.slots()?;
     let held = machine.hold()?;
-    let state = held.vcpu(vcpu, gva)?;
+    let state = held.vcpu(vcpu, gva.map(|gva| (gva, asked)))?;
     let view = GuestView {
         slots: &slots,
         bytes: &OwnBytes,
@@ -48,7 +52,8 @@ pub(crate) fn explain(machine: &dyn Machine, query: &ExplainQuery) -> Result<Cha
             tlb = None;
         }
     }
-    let access = Access::new(kind, privilege(query.privilege.as_deref(), &state)?);
+    let privilege = effective(asked, state.regs.rflags, state.sregs.ss.dpl);
+    let access = Access::new(kind, privilege);
     let hidden = || {
         "the kernel's KVM keeps its second level to itself (see \
          /sys/kernel/debug/kvm for counts)"
@@ -130,13 +135,9 @@ fn access_kind(text: Option<&str>) -> Result<AccessKind, Trouble> {
     }
 }
 
-fn privilege(text: Option<&str>, state: &VcpuState) -> Result<Privilege, Trouble> {
-    const AC: u64 = 1 << 18;
+fn privilege(text: Option<&str>) -> Result<Privilege, Trouble> {
     match text.unwrap_or("supervisor") {
         "user" => Ok(Privilege::User),
-        "supervisor" if state.regs.rflags & AC != 0 && state.sregs.ss.dpl < 3 => {
-            Ok(Privilege::SupervisorAcSet)
-        }
         "supervisor" => Ok(Privilege::Supervisor),
         other => Err(Trouble::Question(format!(
             "privilege={other}: there are `user` and `supervisor`"
@@ -215,6 +216,34 @@ fn read(view: &GuestView<'_>, gpa: addr::Gpa, len: u64, into: &mut Vec<u8>) -> R
             "gpa {gpa:#x} is no memory of the machine: /slots says what is"
         ))
     })
+}
+
+/// All of the guest's physical memory.
+pub(crate) fn map(machine: &dyn Machine, query: &MapQuery) -> Result<MemoryMap, Trouble> {
+    const MOST_CELLS: u64 = 1 << 16;
+    let pagemap = Pagemap::of_self()?;
+    let mmu = machine.mmu()?;
+    let slots = machine.slots()?;
+    let regions = machine.regions()?.into_iter();
+    let places: Vec<_> = regions
+        .filter_map(|region| {
+            Some(Place {
+                gpa: Gpa::new(parse_hex(&region.gpa)?),
+                name: region.name,
+                kind: region.kind,
+                bytes: region.bytes,
+            })
+        })
+        .collect();
+    let survey = Survey {
+        name: &machine.status().name,
+        places: &places,
+        slots: &slots,
+        mmu: mmu.as_deref(),
+        pagemap: &pagemap,
+        cells: query.cells.unwrap_or(1024).clamp(1, MOST_CELLS),
+    };
+    Ok(survey.map()?)
 }
 
 /// Counters.

@@ -159,3 +159,12 @@ pub struct MemoryQuery {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vcpu: Option<u32>,
 }
+
+/// What `/map` is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct MapQuery {
+    /// Into how many cells each region is divided at most, for pictures; 1024 unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cells: Option<u64>,
+}

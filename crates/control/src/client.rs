@@ -91,32 +91,25 @@ impl Client {
         mut see: impl FnMut(&str) -> Wish,
     ) -> Result<(), ClientError> {
         let path = with_query(path, query)?;
-        let broken = |source: hyper::Error| protocol(&path, source);
-        self.runtime.block_on(async {
-            let mut body = self.request(Method::GET, &path).await?.into_body();
-            let mut rest = Vec::new();
-            while let Some(frame) = body.frame().await {
-                let frame = match frame {
-                    Ok(frame) => frame,
-                    // The machine has ended in the middle of its stream: that is its end.
-                    Err(error)
-                        if error.is_incomplete_message() || error.is_body_write_aborted() =>
-                    {
-                        return Ok(());
-                    }
-                    Err(error) => return Err(broken(error)),
-                };
-                rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| &data[..]));
-                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = rest.drain(..=end).collect();
-                    let line = String::from_utf8_lossy(&line);
-                    if see(line.trim_end()) == Wish::Enough {
-                        return Ok(());
-                    }
+        let response = self.runtime.block_on(self.request(Method::GET, &path))?;
+        let mut body = response.into_body();
+        let mut rest = Vec::new();
+        // `see` may ask the machine something: it is called outside of the event loop.
+        while let Some(frame) = self.runtime.block_on(body.frame()) {
+            // A machine that ends in the middle of its stream ends the stream.
+            let Ok(frame) = frame else { return Ok(()) };
+            rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| &data[..]));
+            let mut done = 0;
+            while let Some(end) = rest[done..].iter().position(|byte| *byte == b'\n') {
+                let line = String::from_utf8_lossy(&rest[done..done + end]);
+                if see(&line) == Wish::Enough {
+                    return Ok(());
                 }
+                done += end + 1;
             }
-            Ok(())
-        })
+            rest.drain(..done);
+        }
+        Ok(())
     }
 
     fn bytes(&self, method: Method, path: &str) -> Result<Vec<u8>, ClientError> {

@@ -16,6 +16,8 @@
 //! | `GET /explain`    | the whole way of one address                                            |
 //! | `GET /statistics` | counters                                                                |
 //! | `GET /memory`     | bytes of guest memory                                                   |
+//! | `GET /map`        | all of guest physical memory, mapped and resident                       |
+//! | `GET /faults`     | faults as they happen, a line of JSON each                              |
 //! | `GET /openapi.json` | all of this, for machines                                             |
 //!
 //! HTTP is hyper's, routing and checking of queries are axum's, the document is utoipa's, made from
@@ -25,6 +27,7 @@ mod answer;
 mod api;
 mod client;
 mod directory;
+mod faults;
 mod machine;
 mod openapi;
 mod peer;
@@ -33,8 +36,8 @@ mod server;
 mod vm;
 
 pub use api::{
-    ExplainQuery, MemoryQuery, Problem, RegionSide, RegistersAnswer, Segment, SlotsAnswer, State,
-    StateAnswer, StatisticsAnswer, Status, VcpuQuery,
+    ExplainQuery, MapQuery, MemoryQuery, Problem, RegionSide, RegistersAnswer, Segment,
+    SlotsAnswer, State, StateAnswer, StatisticsAnswer, Status, VcpuQuery,
 };
 pub use client::{Client, ClientError, Wish};
 pub use directory::{Claim, Directory, DirectoryError};

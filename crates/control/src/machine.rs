@@ -6,7 +6,7 @@ use accel::Errno;
 use addr::Gva;
 use explain::{SlotRange, TlbSide};
 use kvm_bindings::{kvm_regs, kvm_sregs};
-use mmu::{Mmu, PagingFeatures};
+use mmu::{Mmu, PagingFeatures, Privilege};
 use vmm::PauseError;
 
 use crate::api::{RegionSide, State, Status};
@@ -40,8 +40,8 @@ pub enum Wanted {
 
 /// Stopped vCPUs.
 pub trait Held: Send {
-    /// Reads one; with an address, also what its TLB holds for it.
-    fn vcpu(&self, index: u32, tlb: Option<Gva>) -> Result<VcpuState, Trouble>;
+    /// Reads one; with an address, also what its TLB holds for it and this privilege.
+    fn vcpu(&self, index: u32, tlb: Option<(Gva, Privilege)>) -> Result<VcpuState, Trouble>;
     /// `KVM_TRANSLATE`: the guest physical address, if there is one.
     fn translate(&self, index: u32, gva: Gva) -> Result<Option<addr::Gpa>, Trouble>;
 }

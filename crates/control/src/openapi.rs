@@ -18,8 +18,10 @@ use utoipa::OpenApi;
         crate::routes::explain,
         crate::routes::statistics,
         crate::routes::memory,
+        crate::routes::map,
+        crate::routes::faults,
     ),
-    components(schemas(explain::Chain))
+    components(schemas(explain::faults::Summary))
 )]
 struct Document;
 

@@ -9,19 +9,32 @@ use axum::{
     http::header,
     response::IntoResponse,
 };
-use explain::{Chain, parse_hex};
+use explain::{
+    Chain,
+    faults::{FaultFilter, Line},
+    map::MemoryMap,
+    parse_hex,
+};
 use kvm_bindings::{kvm_dtable, kvm_segment};
 
 use crate::{
     answer,
     api::{
-        ExplainQuery, MemoryQuery, Problem, RegistersAnswer, Segment, SlotsAnswer, StateAnswer,
-        StatisticsAnswer, Status, VcpuQuery,
+        ExplainQuery, MapQuery, MemoryQuery, Problem, RegistersAnswer, Segment, SlotsAnswer,
+        StateAnswer, StatisticsAnswer, Status, VcpuQuery,
     },
+    faults::Hub,
     machine::{Machine, Trouble, VcpuState, Wanted},
 };
 
-type Of = Shared<Arc<dyn Machine>>;
+/// What all paths share.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) hub: Arc<Hub>,
+}
+
+type Of = Shared<Served>;
 type Asked<T> = Result<Query<T>, QueryRejection>;
 
 /// Runs what may wait for vCPUs, away from the event loop.
@@ -41,7 +54,7 @@ fn asked<T>(query: Asked<T>) -> Result<T, Trouble> {
 
 /// What the machine is, and whether it runs.
 #[utoipa::path(get, path = "/status", responses((status = 200, body = Status)))]
-pub(crate) async fn status(Shared(machine): Of) -> Json<Status> {
+pub(crate) async fn status(Shared(Served { machine, .. }): Of) -> Json<Status> {
     Json(machine.status())
 }
 
@@ -50,13 +63,17 @@ pub(crate) async fn status(Shared(machine): Of) -> Json<Status> {
     (status = 200, body = StateAnswer),
     (status = 503, body = Problem, description = "the vCPUs did not stop"),
 ))]
-pub(crate) async fn pause(Shared(machine): Of) -> Result<Json<StateAnswer>, Trouble> {
+pub(crate) async fn pause(
+    Shared(Served { machine, .. }): Of,
+) -> Result<Json<StateAnswer>, Trouble> {
     set_state(machine, Wanted::Paused).await
 }
 
 /// Lets the vCPUs go on.
 #[utoipa::path(post, path = "/resume", responses((status = 200, body = StateAnswer)))]
-pub(crate) async fn resume(Shared(machine): Of) -> Result<Json<StateAnswer>, Trouble> {
+pub(crate) async fn resume(
+    Shared(Served { machine, .. }): Of,
+) -> Result<Json<StateAnswer>, Trouble> {
     set_state(machine, Wanted::Running).await
 }
 
@@ -78,14 +95,16 @@ async fn set_state(
 
 /// Ends the machine, as pulling the plug would.
 #[utoipa::path(post, path = "/stop", responses((status = 200, body = Status)))]
-pub(crate) async fn stop(Shared(machine): Of) -> Result<Json<Status>, Trouble> {
+pub(crate) async fn stop(Shared(Served { machine, .. }): Of) -> Result<Json<Status>, Trouble> {
     machine.stop()?;
     Ok(Json(machine.status()))
 }
 
 /// The memory slots, and what lies where in guest physical memory.
 #[utoipa::path(get, path = "/slots", responses((status = 200, body = SlotsAnswer)))]
-pub(crate) async fn slots(Shared(machine): Of) -> Result<Json<SlotsAnswer>, Trouble> {
+pub(crate) async fn slots(
+    Shared(Served { machine, .. }): Of,
+) -> Result<Json<SlotsAnswer>, Trouble> {
     Ok(Json(SlotsAnswer {
         slots: machine.slots()?,
         regions: machine.regions()?,
@@ -98,7 +117,7 @@ pub(crate) async fn slots(Shared(machine): Of) -> Result<Json<SlotsAnswer>, Trou
     (status = 400, body = Problem, description = "there is no such vCPU"),
 ))]
 pub(crate) async fn registers(
-    Shared(machine): Of,
+    Shared(Served { machine, .. }): Of,
     query: Asked<VcpuQuery>,
 ) -> Result<Json<RegistersAnswer>, Trouble> {
     let vcpu = asked(query)?.vcpu.unwrap_or(0);
@@ -116,7 +135,7 @@ pub(crate) async fn registers(
     (status = 400, body = Problem, description = "the address, the access or the vCPU is none"),
 ))]
 pub(crate) async fn explain(
-    Shared(machine): Of,
+    Shared(Served { machine, .. }): Of,
     query: Asked<ExplainQuery>,
 ) -> Result<Json<Chain>, Trouble> {
     let query = asked(query)?;
@@ -128,7 +147,9 @@ pub(crate) async fn explain(
     (status = 200, body = StatisticsAnswer),
     (status = 501, body = Problem, description = "the kernel's KVM counts for itself"),
 ))]
-pub(crate) async fn statistics(Shared(machine): Of) -> Result<Json<StatisticsAnswer>, Trouble> {
+pub(crate) async fn statistics(
+    Shared(Served { machine, .. }): Of,
+) -> Result<Json<StatisticsAnswer>, Trouble> {
     answer::statistics(&*machine).map(Json)
 }
 
@@ -138,12 +159,36 @@ pub(crate) async fn statistics(Shared(machine): Of) -> Result<Json<StatisticsAns
     (status = 400, body = Problem, description = "not all of it is memory"),
 ))]
 pub(crate) async fn memory(
-    Shared(machine): Of,
+    Shared(Served { machine, .. }): Of,
     query: Asked<MemoryQuery>,
 ) -> Result<impl IntoResponse, Trouble> {
     let query = asked(query)?;
     let bytes = away(move || answer::memory(&*machine, &query)).await?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes))
+}
+
+/// All of the guest's physical memory: what lies where, what is mapped, what the host holds.
+#[utoipa::path(get, path = "/map", params(MapQuery), responses((status = 200, body = MemoryMap)))]
+pub(crate) async fn map(
+    Shared(Served { machine, .. }): Of,
+    query: Asked<MapQuery>,
+) -> Result<Json<MemoryMap>, Trouble> {
+    let query = asked(query)?;
+    away(move || answer::map(&*machine, &query).map(Json)).await
+}
+
+/// Faults as they happen: a stream of lines, each a `Line` in JSON. It ends with the machine.
+#[utoipa::path(get, path = "/faults", params(FaultFilter), responses(
+    (status = 200, content_type = "application/x-ndjson", body = Line),
+    (status = 400, body = Problem, description = "there is no such cause"),
+    (status = 501, body = Problem, description = "the kernel's KVM does not tell its faults"),
+))]
+pub(crate) async fn faults(
+    Shared(Served { machine, hub }): Of,
+    query: Asked<FaultFilter>,
+) -> Result<impl IntoResponse, Trouble> {
+    let body = hub.listen(&machine, asked(query)?)?;
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body))
 }
 
 fn registers_of(vcpu: u32, state: &VcpuState) -> RegistersAnswer {

@@ -104,6 +104,8 @@ fn router(machine: Arc<dyn Machine>) -> Router {
         .route("/explain", get(routes::explain))
         .route("/statistics", get(routes::statistics))
         .route("/memory", get(routes::memory))
+        .route("/map", get(routes::map))
+        .route("/faults", get(routes::faults))
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
@@ -116,7 +118,10 @@ fn router(machine: Arc<dyn Machine>) -> Router {
                 "this path takes another method; GET /openapi.json says which",
             )
         })
-        .with_state(machine)
+        .with_state(routes::Served {
+            machine,
+            hub: Arc::default(),
+        })
 }
 
 fn problem(status: StatusCode, error: &str) -> Response {

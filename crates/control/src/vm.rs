@@ -9,7 +9,7 @@ use accel::Vcpu;
 use addr::{Gpa, Gva};
 use explain::{SlotRange, TlbSide, path_name};
 use memory::space::SlotCall;
-use mmu::{GigabytePages, Mmu, PagingFeatures, Vendor};
+use mmu::{GigabytePages, Mmu, PagingFeatures, Privilege, Vendor};
 use vmm::{Facts, Hold, Region, RegionKind, Remote};
 
 use crate::{
@@ -182,7 +182,7 @@ fn region_side(region: &Region) -> RegionSide {
 struct HeldVm(Hold);
 
 impl Held for HeldVm {
-    fn vcpu(&self, index: u32, tlb: Option<Gva>) -> Result<VcpuState, Trouble> {
+    fn vcpu(&self, index: u32, tlb: Option<(Gva, Privilege)>) -> Result<VcpuState, Trouble> {
         self.0
             .with_vcpu(index as usize, move |vcpu| read(vcpu, tlb))?
     }
@@ -197,23 +197,35 @@ impl Held for HeldVm {
     }
 }
 
-fn read(vcpu: &mut dyn Vcpu, tlb: Option<Gva>) -> Result<VcpuState, Trouble> {
+fn read(vcpu: &mut dyn Vcpu, tlb: Option<(Gva, Privilege)>) -> Result<VcpuState, Trouble> {
     let failed = |call| move |cause| Trouble::Kvm { call, cause };
     let sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
     let cpuid = vcpu.get_cpuid().map_err(failed("KVM_GET_CPUID2"))?;
+    let regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?;
     Ok(VcpuState {
-        regs: vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?,
         features: features(cpuid.as_slice()),
         pkru: pkru(vcpu, sregs.cr4, cpuid.as_slice()),
-        tlb: tlb.map(|gva| tlb_side(vcpu, gva)),
+        tlb: tlb.map(|(gva, privilege)| {
+            tlb_side(vcpu, gva, effective(privilege, regs.rflags, sregs.ss.dpl))
+        }),
+        regs,
         sregs,
     })
 }
 
+/// A supervisor's access, with AC as it stands.
+pub(crate) fn effective(privilege: Privilege, rflags: u64, cpl: u8) -> Privilege {
+    const AC: u64 = 1 << 18;
+    match privilege {
+        Privilege::Supervisor if rflags & AC != 0 && cpl < 3 => Privilege::SupervisorAcSet,
+        other => other,
+    }
+}
+
 /// The TLB of an accelerator that shows it.
-fn tlb_side(vcpu: &dyn Vcpu, gva: Gva) -> TlbSide {
+fn tlb_side(vcpu: &dyn Vcpu, gva: Gva, privilege: Privilege) -> TlbSide {
     let allowed = |may: bool, name: &str| may.then(|| name.to_owned());
-    match vcpu.tlb(gva) {
+    match vcpu.tlb(gva, privilege) {
         None => TlbSide::Hidden {
             why: "it is the CPU's own, and no instruction reads it".to_owned(),
         },

@@ -14,7 +14,7 @@ pub mod traps {
     pub use crate::engine::{previous, replace_previous};
 }
 
-pub use engine::{BlockLength, CodeMap, Translation, Vcpu, VcpuConfig, VcpuKick};
+pub use engine::{BlockLength, CodeMap, TlbEntry, Translation, Vcpu, VcpuConfig, VcpuKick};
 pub use outcome::{
     DebugExit, Exception, Exit, HostFault, HypercallExit, InternalError, IoDirection, IoExit,
     MmioExit, MsrExit,

@@ -233,6 +233,9 @@ pub struct Chain {
     pub backwards: Option<Backwards>,
     /// What an access would do now, in one sentence.
     pub verdict: String,
+    /// What somebody else says of the same address.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub checks: Vec<String>,
     /// What could not be seen from here, and why.
     pub unknown: Vec<String>,
 }

@@ -110,6 +110,7 @@ fn empty(evidence: &Evidence<'_>, question: &Question) -> Chain {
         host: None,
         backwards: None,
         verdict: String::new(),
+        checks: Vec::new(),
         unknown: Vec::new(),
     }
 }

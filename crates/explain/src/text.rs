@@ -40,6 +40,9 @@ impl Display for Chain {
             .iter()
             .try_for_each(|back| write!(f, "{back}"))?;
         writeln!(f, "so   {}", self.verdict)?;
+        self.checks
+            .iter()
+            .try_for_each(|check| writeln!(f, "check: {check}"))?;
         self.unknown
             .iter()
             .try_for_each(|why| writeln!(f, "not seen: {why}"))

@@ -8,7 +8,10 @@ use clap_complete::Shell;
 
 use crate::ending::{EXIT_CODES, Ending};
 use crate::exec::ExecOptions;
-use crate::look::{explain::ExplainOptions, power::PowerOptions, ps::PsOptions};
+use crate::look::{
+    explain::ExplainOptions, faults::FaultsOptions, map::MapOptions, power::PowerOptions,
+    ps::PsOptions,
+};
 use crate::run::RunOptions;
 use crate::tour::TourOptions;
 
@@ -35,6 +38,10 @@ pub(crate) enum Command {
     Ps(PsOptions),
     /// Explain the whole way of one address of a running machine, through all four spaces
     Explain(ExplainOptions),
+    /// Show all of a machine's memory: what is mapped, and what the host really holds
+    Map(MapOptions),
+    /// Watch the faults of a machine's memory as they happen
+    Faults(FaultsOptions),
     /// Stop a machine's vCPUs between two instructions
     Pause(PowerOptions),
     /// Let a paused machine's vCPUs go on

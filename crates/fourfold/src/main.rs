@@ -23,6 +23,8 @@ fn main() -> std::process::ExitCode {
         Command::Tour(options) => tour::run(&options),
         Command::Ps(options) => look::ps::run(&options),
         Command::Explain(options) => look::explain::run(&options),
+        Command::Map(options) => look::map::run(&options),
+        Command::Faults(options) => look::faults::run(&options),
         Command::Pause(options) => look::power::pause(&options),
         Command::Resume(options) => look::power::resume(&options),
         Command::Stop(options) => look::power::stop(&options),

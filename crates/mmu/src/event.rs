@@ -52,6 +52,9 @@ pub struct FaultEvent {
     pub cause: Cause,
     /// What the guest did.
     pub access: Access,
+    /// RIP of the instruction that did it, as far as the CPU told
+    /// ([`crate::VcpuMmu::set_instruction`]).
+    pub rip: u64,
     /// Where.
     pub gva: Gva,
     /// Where that is in guest physical memory, where the guest's tables say so. A fault on a guest

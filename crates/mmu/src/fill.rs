@@ -58,6 +58,7 @@ pub(crate) struct Fill<'a> {
     pub(crate) slots: &'a mut slot::Reader,
     pub(crate) ring: Option<&'a SharedRing>,
     pub(crate) vcpu: u32,
+    pub(crate) rip: u64,
     pub(crate) gva: Gva,
     pub(crate) access: Access,
     /// When it began, where somebody watches.
@@ -166,6 +167,7 @@ impl Fill<'_> {
                 path: self.mmu.path(),
                 cause,
                 access: self.access,
+                rip: self.rip,
                 gva: self.gva,
                 gpa,
                 hva,

@@ -49,6 +49,8 @@ pub struct Probe {
 pub struct VcpuMmu {
     mmu: Arc<Mmu>,
     id: u32,
+    /// The instruction that runs, for those who watch faults.
+    rip: u64,
     space: usize,
     registers: PagingRegisters,
     features: PagingFeatures,
@@ -75,6 +77,7 @@ impl VcpuMmu {
         Self {
             mmu: Arc::clone(mmu),
             id,
+            rip: 0,
             space: 0,
             registers,
             features,
@@ -98,6 +101,12 @@ impl VcpuMmu {
     /// The VM's MMU.
     pub fn mmu(&self) -> &Arc<Mmu> {
         &self.mmu
+    }
+
+    /// RIP of the instruction whose accesses follow: it is told with their faults.
+    #[inline]
+    pub fn set_instruction(&mut self, rip: u64) {
+        self.rip = rip;
     }
 
     /// Its counters.
@@ -343,6 +352,7 @@ impl VcpuMmu {
             slots: &mut self.slots,
             ring: self.ring.as_ref(),
             vcpu: self.id,
+            rip: self.rip,
             gva,
             access,
             started: self.mmu.is_observed().then(Instant::now),

@@ -10,7 +10,7 @@ use kvm_bindings::{
 };
 
 use super::{errno, too_long};
-use crate::{Exit, Kicker, Level, Result, Vcpu, decode};
+use crate::{Exit, Kicker, Level, Result, TlbEntry, Vcpu, decode};
 
 pub(super) struct UserVcpu {
     /// A vCPU's VM lives as long as it.
@@ -165,6 +165,15 @@ impl Vcpu for UserVcpu {
 
     fn translate(&self, gva: Gva) -> Result<kvm_translation> {
         Ok(self.vcpu.translate(gva))
+    }
+
+    fn tlb(&self, gva: Gva, privilege: mmu::Privilege) -> Option<Option<TlbEntry>> {
+        let entry = self.vcpu.tlb(gva, privilege);
+        Some(entry.map(|entry| TlbEntry {
+            hva: entry.hva,
+            read: entry.read,
+            write: entry.write,
+        }))
     }
 
     fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {

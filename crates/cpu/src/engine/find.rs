@@ -111,6 +111,7 @@ impl Vcpu {
     /// The block at RIP; `extra` are bits of [`Mode`] for translations of a special kind.
     pub(super) fn find(&mut self, extra: u32) -> Result<u32, Abort> {
         let linear = self.linear_ip()?;
+        self.memory.mmu.set_instruction(self.state().rip);
         let mut context = self.context;
         context.mode = context.mode.with(extra | self.extra);
         let mut page = self.code_page(linear, context)?;

@@ -1,7 +1,8 @@
 //! What guest code became, for golden files and profiles.
 
-use addr::Gva;
+use addr::{Gva, Hva};
 
+use super::frame::View;
 use super::vcpu::Vcpu;
 
 /// One translated block.
@@ -17,7 +18,33 @@ pub struct Translation {
     pub marks: Vec<(usize, u64)>,
 }
 
+/// What the TLB holds for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlbEntry {
+    /// Where its byte lies in the monitor.
+    pub hva: Hva,
+    /// Reads go through without asking.
+    pub read: bool,
+    /// Writes go through without asking.
+    pub write: bool,
+}
+
 impl Vcpu {
+    /// What the inline TLB of this privilege holds for an address.
+    pub fn tlb(&mut self, gva: Gva, privilege: mmu::Privilege) -> Option<TlbEntry> {
+        let view = match privilege {
+            mmu::Privilege::User => View::User,
+            mmu::Privilege::SupervisorAcSet => View::SupervisorAcSet,
+            mmu::Privilege::Supervisor | mmu::Privilege::Implicit => View::Supervisor,
+        };
+        let (hva, rights) = self.view().tlb().peek(view, gva)?;
+        Some(TlbEntry {
+            hva,
+            read: rights.read,
+            write: rights.write,
+        })
+    }
+
     /// All that is translated now, in the order in which it was.
     pub fn translations(&self) -> Vec<Translation> {
         let blocks = &self.blocks.blocks;

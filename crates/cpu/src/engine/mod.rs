@@ -28,7 +28,7 @@ mod x87;
 
 pub use code_map::CodeMap;
 pub(crate) use enter::host_mxcsr_mask;
-pub use inspect::Translation;
+pub use inspect::{TlbEntry, Translation};
 pub use kick::VcpuKick;
 pub use signals::{previous, replace_previous};
 pub use vcpu::{BlockLength, Vcpu, VcpuConfig};

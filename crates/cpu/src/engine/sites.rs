@@ -102,6 +102,7 @@ impl Vcpu {
 
     fn set_rip(&mut self, rip: u64) {
         self.frame_mut().state.rip = rip;
+        self.memory.mmu.set_instruction(rip);
     }
 
     fn on_commit(&mut self) -> Result<Then, Abort> {

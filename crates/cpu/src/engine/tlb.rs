@@ -151,6 +151,18 @@ fn tag(page: Gvn) -> u64 {
 }
 
 impl Tlb<'_> {
+    /// What the inline TLB holds for an address.
+    pub(crate) fn peek(&self, view: View, gva: Gva) -> Option<(Hva, Rights)> {
+        let tlb = &self.data[view as usize];
+        let at = data_index(gva.frame());
+        let rights = Rights {
+            read: tlb.read[at] == tag(gva.frame()),
+            write: tlb.write[at] == tag(gva.frame()),
+        };
+        let hva = Hva::new(gva.raw().wrapping_add(tlb.addend[at]));
+        (rights.read || rights.write).then_some((hva, rights))
+    }
+
     /// Makes an entry for the page of `gva`, whose byte lies at `hva`.
     pub(crate) fn fill(&mut self, view: View, gva: Gva, hva: Hva, extent: Extent, rights: Rights) {
         let tlb = &mut self.data[view as usize];

@@ -200,6 +200,7 @@ impl Vcpu {
         self.take_shadow();
         // SAFETY: as for `frame_mut`.
         let frame = unsafe { &mut *self.mapping.frame().as_ptr() };
+        self.memory.mmu.set_instruction(frame.state.rip);
         let mut view = MemoryView {
             memory: &mut self.memory,
             tlb: &mut frame.tlb,

@@ -1,19 +1,43 @@
-//! The commands that look at machines which run: `ps`, `explain`, `pause`, `resume`, `stop`.
+//! The commands that look at machines which run: `ps`, `explain`, `map`, `faults`, `pause`, `resume`, `stop`.
 //!
 //! Each is one request to a machine's control API, and its answer as text or as JSON.
 
 pub(crate) mod explain;
+pub(crate) mod faults;
+pub(crate) mod map;
+mod names;
 pub(crate) mod power;
 pub(crate) mod ps;
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context, Result};
-use control::{Client, Directory};
+use control::{Client, Directory, State, Status};
 use serde::Serialize;
 
 use crate::ending::Ending;
 
 /// A connection to the machine of this name.
 fn machine(name: &str) -> Result<Client> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let client = connect(name)?;
+    // A machine that is being built has nothing to show yet.
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let status: Status = client.get("/status", &())?;
+        if status.state != State::Starting {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(client)
+}
+
+/// A connection to the machine of this name, whatever its state.
+fn connect(name: &str) -> Result<Client> {
     let socket = Directory::of_user()?.find(name)?;
     Ok(Client::new(&socket)?)
 }

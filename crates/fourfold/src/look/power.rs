@@ -50,3 +50,9 @@ pub(crate) fn stop(options: &PowerOptions) -> Result<Ending> {
     }
     Ok(Ending::Done)
 }
+
+/// Lets a machine go on, for another command.
+pub(super) fn go_on(name: &str) -> Result<()> {
+    let _: StateAnswer = machine(name)?.post("/resume")?;
+    Ok(())
+}

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use control::{Directory, Status};
 
-use super::{machine, print_json, say};
+use super::{connect, print_json, say};
 use crate::ending::Ending;
 
 /// Options of `ps`.
@@ -23,7 +23,7 @@ pub(crate) fn run(options: &PsOptions) -> Result<Ending> {
     // One that ends while it is asked is not in the list.
     let machines: Vec<Status> = names
         .iter()
-        .filter_map(|name| machine(name).ok()?.get("/status", &()).ok())
+        .filter_map(|name| connect(name).ok()?.get("/status", &()).ok())
         .collect();
     if options.json {
         print_json(&machines)?;

@@ -73,6 +73,11 @@ impl Vcpu {
         }
     }
 
+    /// What the CPU's TLB holds for an address.
+    pub fn tlb(&self, gva: Gva, privilege: Privilege) -> Option<cpu::TlbEntry> {
+        self.lock().core.engine_mut()?.tlb(gva, privilege)
+    }
+
     /// `KVM_PRE_FAULT_MEMORY`: has the host provide the pages now; `range` is what is left. Our
     /// second level is filled at the first access, at little cost once the host has the page.
     pub fn pre_fault_memory(&self, range: &mut kvm_pre_fault_memory) -> Result<(), Errno> {

@@ -196,6 +196,14 @@ fn read_word(file: Option<&File>, frame: Option<Pfn>) -> Option<u64> {
     Some(u64::from_le_bytes(word))
 }
 
+impl Pagemap {
+    /// Whether the kernel says that a frame belongs to a huge page; not where it does not tell.
+    pub fn is_huge_frame(&self, frame: Pfn) -> bool {
+        let flags = read_word(self.flags.as_ref(), Some(frame)).map(PageFlags::from_bits_retain);
+        flags.is_some_and(|flags| flags.intersects(PageFlags::HUGE | PageFlags::THP))
+    }
+}
+
 /// What a search for a frame came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameSearch {
