@@ -20,43 +20,51 @@ pub fn unseen(program: &Program, outcome: &Outcome) -> u64 {
     let Some(code) = program.code().get(offset as usize..) else {
         return 0;
     };
-    if !is_memory_fault(outcome.ending) {
+    if !is_fault_of_access(outcome.ending) {
         return 0;
     }
     let options = DecoderOptions::NONE;
     let decoder = Decoder::with_ip(program.mode.bitness(), code, rip, options);
-    if all_replaced(decoder) {
-        ARITHMETIC_FLAGS
-    } else {
-        0
-    }
+    replaced_unread(decoder)
 }
 
-fn is_memory_fault(ending: Ending) -> bool {
-    matches!(ending.vector, 12..=14 | 17)
+/// Faults of memory operands, and of floating-point instructions that have one.
+fn is_fault_of_access(ending: Ending) -> bool {
+    matches!(ending.vector, 12..=14 | 16 | 17 | 19)
 }
 
-/// Whether every flag is replaced before it is read, in straight code.
-fn all_replaced(instructions: impl IntoIterator<Item = Instruction>) -> bool {
+/// The flags that are replaced before they are read, in straight code.
+fn replaced_unread(instructions: impl IntoIterator<Item = Instruction>) -> u64 {
     let mut wanted = RflagsBits::CF
         | RflagsBits::PF
         | RflagsBits::AF
         | RflagsBits::ZF
         | RflagsBits::SF
         | RflagsBits::OF;
+    let mut seen = 0;
     for instruction in instructions {
-        if instruction.rflags_read() & wanted != 0 {
-            return false;
-        }
+        seen |= instruction.rflags_read() & wanted;
         wanted &= !replaced(&instruction);
-        if wanted == 0 {
-            return true;
-        }
-        if instruction.flow_control() != FlowControl::Next {
-            return false;
+        if wanted == 0 || instruction.flow_control() != FlowControl::Next {
+            break;
         }
     }
-    false
+    ARITHMETIC_FLAGS & !host_flags(seen | wanted)
+}
+
+/// Flags of iced-x86 as bits of RFLAGS.
+fn host_flags(flags: u32) -> u64 {
+    [
+        (RflagsBits::CF, 0),
+        (RflagsBits::PF, 2),
+        (RflagsBits::AF, 4),
+        (RflagsBits::ZF, 6),
+        (RflagsBits::SF, 7),
+        (RflagsBits::OF, 11),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags & flag != 0)
+    .fold(0, |all, (_, bit)| all | 1 << bit)
 }
 
 /// Flags that the instruction replaces whatever its operands are.
@@ -64,6 +72,7 @@ fn replaced(instruction: &Instruction) -> u32 {
     let shifts = matches!(
         instruction.mnemonic(),
         Mnemonic::Shl
+            | Mnemonic::Sal
             | Mnemonic::Shr
             | Mnemonic::Sar
             | Mnemonic::Rol
@@ -73,7 +82,7 @@ fn replaced(instruction: &Instruction) -> u32 {
             | Mnemonic::Shld
             | Mnemonic::Shrd
     );
-    if shifts || instruction.has_rep_prefix() || instruction.has_repne_prefix() {
+    if shifts || instruction.is_string_instruction() {
         0
     } else {
         instruction.rflags_modified()
@@ -84,17 +93,20 @@ fn replaced(instruction: &Instruction) -> u32 {
 mod tests {
     use super::*;
 
-    fn all_replaced_in(code: &[u8]) -> bool {
-        all_replaced(Decoder::new(64, code, DecoderOptions::NONE))
+    const CARRY: u64 = 1;
+
+    fn unseen_in(code: &[u8]) -> u64 {
+        replaced_unread(Decoder::new(64, code, DecoderOptions::NONE))
     }
 
     #[test]
     fn what_the_next_instructions_do_decides() {
-        assert!(all_replaced_in(&[0x48, 0x01, 0x07])); // add %rax,(%rdi)
-        assert!(!all_replaced_in(&[0x48, 0x11, 0x07])); // adc %rax,(%rdi)
-        assert!(!all_replaced_in(&[0x48, 0xff, 0x07])); // incq (%rdi): CF stays
-        assert!(!all_replaced_in(&[0x48, 0x8b, 0x07])); // mov (%rdi),%rax
-        assert!(all_replaced_in(&[0x48, 0x8b, 0x07, 0x48, 0x39, 0xd8])); // mov, then cmp
-        assert!(!all_replaced_in(&[0x8b, 0x07, 0x74, 0x00, 0x39, 0xd8])); // mov, jz, cmp
+        assert_eq!(unseen_in(&[0x48, 0x01, 0x07]), ARITHMETIC_FLAGS); // add %rax,(%rdi)
+        assert_eq!(unseen_in(&[0x48, 0x11, 0x07]), ARITHMETIC_FLAGS & !CARRY); // adc %rax,(%rdi)
+        assert_eq!(unseen_in(&[0x48, 0xff, 0x07]), ARITHMETIC_FLAGS & !CARRY); // incq (%rdi)
+        assert_eq!(unseen_in(&[0x48, 0x8b, 0x07]), 0); // mov (%rdi),%rax
+        let compared = [0x48, 0x8b, 0x07, 0x48, 0x39, 0xd8]; // mov, then cmp
+        assert_eq!(unseen_in(&compared), ARITHMETIC_FLAGS);
+        assert_eq!(unseen_in(&[0x8b, 0x07, 0x74, 0x00, 0x39, 0xd8]), 0); // mov, jz, cmp
     }
 }

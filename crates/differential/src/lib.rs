@@ -21,7 +21,6 @@ pub mod compare;
 pub mod dead_flags;
 pub mod generate;
 pub mod guest;
-pub mod known;
 pub mod layout;
 pub mod minimise;
 pub mod native;

@@ -255,6 +255,8 @@ impl Vcpu {
             |vcpu: &Self, at, len| vcpu.element_address(instruction, offset, at, len, Use::Write);
         if size == 1 {
             // MASKMOVDQU and MASKMOVQ fault for what they would not write, too.
+            let first = address(self, 0, 8)?;
+            self.memory.writable(first, 8, privilege)?;
             let all = address(self, 0, source.len())?;
             self.memory.writable(all, source.len(), privilege)?;
         } else {

@@ -80,7 +80,8 @@ impl Vcpu {
     pub(super) fn stack_gva(&self, pointer: u64, size: usize, usage: Use) -> Result<Gva, Abort> {
         let state = self.state();
         if self.context.mode.is_64() {
-            return if is_canonical(pointer, state) {
+            let last = pointer.wrapping_add(size as u64 - 1);
+            return if is_canonical(pointer, state) && is_canonical(last, state) {
                 Ok(Gva::new(pointer))
             } else {
                 Err(bad_address(2))

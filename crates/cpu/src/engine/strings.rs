@@ -224,7 +224,9 @@ impl Vcpu {
             segment(state, number).base
         };
         let linear = base.wrapping_add(offset);
-        if is_canonical(linear, state) && is_canonical(linear.wrapping_add(size - 1), state) {
+        let legal =
+            is_canonical(linear, state) && is_canonical(linear.wrapping_add(size - 1), state);
+        if legal && !self.is_offset_beyond(Gva::new(linear), number) {
             Ok(Gva::new(linear))
         } else {
             Err(bad_address(if number == 2 { 2 } else { 0 }))

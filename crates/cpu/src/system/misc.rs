@@ -228,11 +228,12 @@ impl Context<'_> {
         }
         let size = instruction.op0_register().size() as u64;
         let low = self.operand_address(instruction, 0, size, Want::Read)?;
+        let lower = self.load(low, size)?;
         let high = self.operand_address(instruction, size, size, Want::Read)?;
         let shift = 64 - 8 * size as u32;
         let signed = |value: u64| (value << shift) as i64 >> shift;
         let index = signed(self.state.register(instruction.op0_register()));
-        let low = signed(self.load(low, size)?);
+        let low = signed(lower);
         let high = signed(self.load(high, size)?);
         if index < low || index > high {
             return Err(Exception::plain(vector::BR).into());

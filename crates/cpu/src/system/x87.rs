@@ -350,6 +350,9 @@ impl Context<'_> {
     }
 
     fn legacy_area(&self, instruction: &Instruction, want: Want) -> Result<Gva, Abort> {
+        if !self.state.is_64bit() && !self.is_aligned(instruction, 16) {
+            return Err(general());
+        }
         let gva = self.area(instruction, LEGACY_SIZE, want)?;
         if gva.raw() % 16 == 0 {
             Ok(gva)

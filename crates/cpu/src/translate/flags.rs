@@ -38,7 +38,16 @@ fn replaced(instruction: &Instruction) -> u32 {
         M::And | M::Or | M::Xor | M::Test | M::Add | M::Sub | M::Cmp | M::Adc | M::Sbb | M::Neg => {
             ARITHMETIC
         }
-        M::Shl | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => 0,
+        M::Shl
+        | M::Sal
+        | M::Shr
+        | M::Sar
+        | M::Rol
+        | M::Ror
+        | M::Rcl
+        | M::Rcr
+        | M::Shld
+        | M::Shrd => 0,
         _ if instruction.has_rep_prefix() || instruction.has_repne_prefix() => 0,
         _ => instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set(),
     }
@@ -68,6 +77,10 @@ pub(super) fn masks(instructions: &[Instruction], policy: FlagsAtFaults) -> Vec<
             wanted = ARITHMETIC;
         }
         wanted = wanted & !replaced(instruction) | instruction.rflags_read() & ARITHMETIC;
+        if matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
+            // The handler of #DE sees them; the division takes long enough.
+            wanted = ARITHMETIC;
+        }
         if policy == FlagsAtFaults::Exact && may_fault(instruction) {
             wanted = ARITHMETIC;
         }

@@ -22,7 +22,6 @@ use super::catalogue::{Catalogue, Form};
 use super::state;
 use super::steps::Builder;
 use crate::case::{Case, Mode, Patch, Program, State};
-use crate::known;
 use crate::layout::{CODE, CODE_BYTES, PAGE, WINDOWS, WRITABLE_BYTES};
 
 /// Forms that blocks are made of.
@@ -69,12 +68,11 @@ fn fits(form: &Form) -> bool {
                 | K::mem_vsib64y
         )
     });
-    let known = known::difference(&format!("{:?}", form.code)).is_some();
-    !leaves && !operands_upset && !known && !upsets(form.code.mnemonic())
+    !leaves && !operands_upset && !upsets(form.code.mnemonic())
 }
 
-/// Loads of whole states, from memory that holds none; and stores of x87 state, whose pointers are
-/// not compared (see [`crate::compare`]).
+/// Loads of whole states, from memory that holds none; and stores of x87 state, whose pointers the host's kernel may lose between two instructions
+/// (on AMD's CPUs it saves them only while an exception waits).
 fn upsets(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,

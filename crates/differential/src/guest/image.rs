@@ -127,6 +127,8 @@ impl Image {
         for (index, entry) in GDT_ENTRIES.into_iter().enumerate() {
             self.put(GDT.raw() + 8 * index as u64, entry);
         }
+        // What Linux keeps the processor's number in (`GDT_ENTRY_CPUNODE`): that of the first.
+        self.put(GDT.raw() + 8 * 15, 0x0040_f500_0000_0000);
         self.put_tss_descriptor();
         self.put(TSS.raw() + 4, kernel_gva(STACK).raw());
         // The I/O bitmap begins beyond the limit: no ports.

@@ -75,11 +75,22 @@ pub(super) fn main(mailbox: NonNull<Mailbox>) -> ! {
         if map_windows(sandbox).is_none() || !install_handler() || !start_timer() {
             libc::_exit(1);
         }
+        stay_on_first_processor();
         sandbox.fs_base = read_fs_base();
         sandbox.gs_base = read_gs_base();
         deny_system_calls();
         asm!("int3");
         libc::_exit(2)
+    }
+}
+
+/// `LSL` tells user code the processor's number. Where that isn't allowed, it will.
+unsafe fn stay_on_first_processor() {
+    // SAFETY: an all-zero set is a valid one.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
     }
 }
 
