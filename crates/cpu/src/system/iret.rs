@@ -233,9 +233,6 @@ impl Context<'_> {
             cs: Selector(cs as u16),
             flags,
         };
-        if self.offer.vendor == Vendor::Amd && !self.state.is_canonical(rip) {
-            return Err(general());
-        }
         let code = self.checked_return_code(frame.cs)?;
         self.finish_with_stack(&frame, code, rsp, Selector(ss as u16), Width::Qword)
     }
