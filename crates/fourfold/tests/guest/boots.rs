@@ -37,7 +37,7 @@ fn the_monitor_is_small_beside_its_guest() {
     let args = ["--memory", "384M", "--exec", command];
     let mut child = Running(run(&args).stdout(Stdio::piped()).spawn().unwrap());
     let mut out = child.0.stdout.take().unwrap();
-    read_until(&mut out, Duration::from_secs(60), |seen| {
+    read_until(&mut out, Duration::from_secs(180), |seen| {
         seen.contains("ready")
     });
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", child.0.id())).unwrap();

@@ -12,7 +12,7 @@ fn write_until_killed(program: &str, image: &Image, milliseconds: u64) -> u64 {
     let args = ["--exec", command, "--file", program, "--disk", image.path()];
     let mut child = Running(run(&args).stdout(Stdio::piped()).spawn().unwrap());
     let mut out = child.0.stdout.take().unwrap();
-    let limit = Duration::from_secs(60);
+    let limit = Duration::from_secs(180);
     let mut seen = read_until(&mut out, limit, |seen| seen.contains("synced 1"));
     std::thread::sleep(Duration::from_millis(milliseconds));
     child.0.kill().unwrap();

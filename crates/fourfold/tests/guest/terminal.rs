@@ -59,7 +59,7 @@ impl Terminal {
         while !self.screen().contains(text) {
             let waited = began.elapsed();
             assert!(
-                waited < Duration::from_secs(60),
+                waited < Duration::from_secs(180),
                 "no {text:?} on\n{}",
                 self.screen()
             );
@@ -86,7 +86,7 @@ impl Machine {
         output(&["--exec", "true"])?;
         let fourfold = env!("CARGO_BIN_EXE_fourfold");
         let pid = scratch().join(format!("pid-{name}-{}", std::process::id()));
-        let run = format!("{fourfold} run --accel user --timeout 200");
+        let run = format!("{fourfold} run --accel user --timeout 600");
         let command = format!(
             "sh -c 'echo $$ > {}; exec {run}'; echo ended with $?; \
              stty -a | grep -o '.icanon'; sleep 100",
