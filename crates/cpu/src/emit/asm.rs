@@ -98,6 +98,15 @@ pub(crate) enum Fixup {
     Rel32(usize),
 }
 
+impl Fixup {
+    /// Where its displacement lies in the code.
+    pub(crate) fn offset(self) -> usize {
+        match self {
+            Self::Rel8(at) | Self::Rel32(at) => at,
+        }
+    }
+}
+
 /// Where an opcode lives: the escape bytes before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Map {

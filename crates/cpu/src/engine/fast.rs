@@ -21,8 +21,11 @@ fn refresh(fast: &mut Fast, state: &CpuState, offer: &Offer) {
     let keeps = rflags::ALL & !state.msrs.sfmask & !rflags::RF;
     let enabled =
         state.msrs.efer & (Efer::SCE | Efer::LMA).bits() == (Efer::SCE | Efer::LMA).bits();
-    fast.no_tsc = [unless(!cr4(Cr4::TSD)), 0];
-    fast.no_tscp = [unless(!cr4(Cr4::TSD) && tscp), unless(tscp)];
+    // A counter that is scaled is multiplied in Rust.
+    let tsc = state.tsc_ratio == 0;
+    let user_tsc = tsc && !cr4(Cr4::TSD);
+    fast.no_tsc = [unless(user_tsc), unless(tsc)];
+    fast.no_tscp = [unless(user_tsc && tscp), unless(tsc && tscp)];
     fast.no_fsgsbase = unless(cr4(Cr4::FSGSBASE));
     fast.no_smap = unless(offer.instructions.contains(Instructions::SMAP));
     // A handler that keeps AC would run with other rights than the tables say.

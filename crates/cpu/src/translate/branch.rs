@@ -48,8 +48,8 @@ impl Block<'_> {
         self.link_stub(hole, target);
     }
 
-    fn link_stub(&mut self, hole: crate::emit::Fixup, target: u64) {
-        let patch = self.here() - 4;
+    pub(super) fn link_stub(&mut self, hole: crate::emit::Fixup, target: u64) {
+        let patch = self.start + hole.offset() as u32;
         let site = if self.reach.contains(target) {
             self.site(target, Reason::Link { patch })
         } else {
@@ -153,7 +153,10 @@ impl Block<'_> {
     fn conditional(&mut self, instruction: &Instruction, next: u64) -> Flow {
         let target = target_of(instruction);
         if is_side_exit(instruction) {
-            self.link_if(condition_of(instruction), target);
+            let condition = condition_of(instruction);
+            if !self.branch_ahead(condition, target) {
+                self.link_if(condition, target);
+            }
             return Flow::Next;
         }
         self.poll_backward(target);
@@ -318,7 +321,7 @@ fn unreachable_target() -> crate::Exception {
     crate::Exception::with_code(x86::vector::GP, 0)
 }
 
-fn target_of(instruction: &Instruction) -> u64 {
+pub(super) fn target_of(instruction: &Instruction) -> u64 {
     match instruction.op0_kind() {
         OpKind::NearBranch16 => u64::from(instruction.near_branch16()),
         OpKind::NearBranch32 => u64::from(instruction.near_branch32()),

@@ -102,6 +102,7 @@ const ELSEWHERE: u64 = rflags::ARITHMETIC | rflags::DF | rflags::FIXED;
 impl Block<'_> {
     /// A system instruction: inline where that can be, by [`crate::system`] else.
     pub(super) fn system(&mut self, instruction: &Instruction) -> Flow {
+        self.move_deferred();
         let index = self.tables.instructions.len() as u32;
         self.tables.instructions.push(*instruction);
         let reason = Reason::System {

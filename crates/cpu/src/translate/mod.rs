@@ -13,6 +13,7 @@ mod generic;
 #[cfg(test)]
 mod golden;
 mod inline;
+mod joins;
 mod looping;
 mod mode;
 mod registers;
@@ -141,7 +142,9 @@ pub(crate) struct Translator {
     forms: Forms,
     decoded: Vec<Instruction>,
     live: Vec<bool>,
-    roles: Vec<window::Role>,
+    plan: window::Plan,
+    joins: joins::Joins,
+    ahead: Vec<joins::Ahead>,
     cold: Vec<Cold>,
     pub(crate) flags_at_faults: FlagsAtFaults,
     /// Whose reading of the few encodings that differ.
@@ -154,6 +157,9 @@ struct Block<'a> {
     forms: &'a mut Forms,
     tables: &'a mut Tables,
     cold: &'a mut Vec<Cold>,
+    instructions: &'a [Instruction],
+    joins: &'a joins::Joins,
+    ahead: &'a mut Vec<joins::Ahead>,
     mode: Mode,
     /// Offset in the cache at which the block begins.
     start: u32,
@@ -252,13 +258,20 @@ impl Translator {
         start: u32,
     ) -> &[u8] {
         flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
-        window::plan(&self.decoded, source.mode, &mut self.forms, &mut self.roles);
-        let plan = looping::plan(
-            &self.decoded,
-            self.flags_at_faults,
-            source.mode,
-            &mut self.forms,
-        );
+        self.joins.find(&self.decoded);
+        self.plan
+            .make(&self.decoded, source.mode, &mut self.forms, &self.joins);
+        // The second translation of a loop checks an address once a round: nothing may lead past that.
+        let plan = if self.joins.any() {
+            None
+        } else {
+            looping::plan(
+                &self.decoded,
+                self.flags_at_faults,
+                source.mode,
+                &mut self.forms,
+            )
+        };
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
@@ -266,6 +279,9 @@ impl Translator {
             forms: &mut self.forms,
             tables,
             cold: &mut self.cold,
+            instructions: &self.decoded,
+            joins: &self.joins,
+            ahead: &mut self.ahead,
             mode: source.mode,
             start,
             leave: base,
@@ -287,7 +303,8 @@ impl Translator {
             reach: source.reach,
             vendor: self.vendor,
         };
-        let poll_at = poll_position(&self.decoded);
+        let last = self.decoded.len().wrapping_sub(1);
+        let poll_at = poll_position(&self.decoded).filter(|_| !self.joins.is_target(last));
         // A block of a special kind is looked up each time, which checks its pages.
         let special = source.mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED);
         if let Some(check) = source.second.filter(|_| !special) {
@@ -297,7 +314,7 @@ impl Translator {
             source,
             instructions: &self.decoded,
             live: &self.live,
-            roles: &self.roles,
+            plan: &self.plan,
             poll_at: poll_at.filter(|_| !special),
         };
         block.loops = plan.is_some();
@@ -307,6 +324,7 @@ impl Translator {
             let next = self.decoded.last().map_or(0, Instruction::next_ip);
             block.loop_again(back, plan, &body, next);
         }
+        block.leave_by_branches();
         block.cold_stubs();
         self.asm.code()
     }
@@ -318,7 +336,7 @@ struct Body<'a> {
     source: &'a Source<'a>,
     instructions: &'a [Instruction],
     live: &'a [bool],
-    roles: &'a [window::Role],
+    plan: &'a window::Plan,
     /// In front of which to poll.
     poll_at: Option<usize>,
 }
@@ -329,9 +347,16 @@ impl Block<'_> {
         let rip = body.source.rip;
         let mut at = 0;
         for (index, instruction) in body.instructions.iter().enumerate() {
-            self.role = body.roles[index];
+            self.role = body.plan.role(index);
             self.settle_stack(instruction, body.poll_at == Some(index));
+            let joined = self.joins.is_target(index);
+            if joined {
+                self.move_deferred();
+            }
             self.begin(instruction, rip, body.live[index]);
+            if joined {
+                self.join();
+            }
             if let Some(looping) = &mut self.looping {
                 looping.at = index;
                 self.role = window::Role::None;

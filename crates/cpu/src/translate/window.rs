@@ -14,6 +14,7 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::form::{Form, Forms, MemoryUse};
 use super::generic::has_memory;
+use super::joins::Joins;
 use super::registers::{GUEST_RSP, Home, home, is_high_byte, number};
 use super::{Block, Mode, Reason, SCRATCH, Span, T0, T1, Use};
 use crate::emit::asm::Width;
@@ -283,33 +284,56 @@ fn stack_facts(instruction: &Instruction) -> Option<Facts> {
     }
 }
 
-/// Works out who shares a check with whom.
-pub(super) fn plan(
-    instructions: &[Instruction],
-    mode: Mode,
-    forms: &mut Forms,
-    roles: &mut Vec<Role>,
-) {
-    roles.clear();
-    roles.resize(instructions.len(), Role::None);
-    if !mode.is_64() || mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED) {
-        return;
+/// Who shares a check with whom in a block.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    roles: Vec<Role>,
+    facts: Vec<Option<Facts>>,
+}
+
+impl Plan {
+    /// Works it out.
+    pub(super) fn make(
+        &mut self,
+        instructions: &[Instruction],
+        mode: Mode,
+        forms: &mut Forms,
+        joins: &Joins,
+    ) {
+        self.roles.clear();
+        self.roles.resize(instructions.len(), Role::None);
+        if !mode.is_64() || mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED) {
+            return;
+        }
+        self.facts.clear();
+        let all = instructions.iter().map(|i| facts(i, mode, forms));
+        self.facts.extend(all);
+        let mut at = 0;
+        while at < self.facts.len() {
+            at = match self.facts[at] {
+                Some(Facts {
+                    access: Some(first),
+                    ..
+                }) => plan_span(&self.facts, at, first, joins, &mut self.roles),
+                _ => at + 1,
+            };
+        }
     }
-    let all: Vec<_> = instructions.iter().map(|i| facts(i, mode, forms)).collect();
-    let mut at = 0;
-    while at < all.len() {
-        at = match all[at] {
-            Some(Facts {
-                access: Some(first),
-                ..
-            }) => plan_span(&all, at, first, roles),
-            _ => at + 1,
-        };
+
+    /// The role of an instruction.
+    pub(super) fn role(&self, index: usize) -> Role {
+        self.roles[index]
     }
 }
 
 /// Plans a span that begins here; where to go on.
-fn plan_span(all: &[Option<Facts>], at: usize, first: Access, roles: &mut [Role]) -> usize {
+fn plan_span(
+    all: &[Option<Facts>],
+    at: usize,
+    first: Access,
+    joins: &Joins,
+    roles: &mut [Role],
+) -> usize {
     let mut span = Span {
         low: first.disp,
         high: first.disp + first.size,
@@ -321,6 +345,9 @@ fn plan_span(all: &[Option<Facts>], at: usize, first: Access, roles: &mut [Role]
     let mut members = 0;
     for (index, facts) in all.iter().enumerate().skip(at) {
         let Some(facts) = facts else { break };
+        if index > at && joins.is_target(index) {
+            break;
+        }
         if let Some(access) = facts.access.filter(|_| index > at) {
             let low = span.low.min(delta + access.disp);
             let high = span.high.max(delta + access.disp + access.size);

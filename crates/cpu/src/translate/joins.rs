@@ -1,0 +1,98 @@
+//! Branches inside a block.
+//!
+//! A conditional branch forward doesn't end a block. Where it leads to an instruction of the same
+//! block, the host's branch leads to that instruction's translation, and nothing has to be translated
+//! twice or chained. So the instruction is one that control reaches in two ways: nothing that was
+//! worked out in front of it may count behind it (`translate::window`), as far as it isn't the same
+//! for both. Every instruction begins with all registers and flags where they belong, so there is
+//! nothing else to match.
+
+use iced_x86::Instruction;
+
+use super::Block;
+use super::branch::{is_side_exit, target_of};
+use crate::emit::Fixup;
+
+/// Which instructions of a block are reached by branches of its own.
+#[derive(Debug, Default)]
+pub(super) struct Joins {
+    /// For each instruction, whether it is a target.
+    targets: Vec<bool>,
+    any: bool,
+}
+
+impl Joins {
+    /// Looks for them.
+    pub(super) fn find(&mut self, instructions: &[Instruction]) {
+        self.any = false;
+        self.targets.clear();
+        self.targets.resize(instructions.len(), false);
+        for (index, branch) in instructions.iter().enumerate() {
+            if !is_side_exit(branch) {
+                continue;
+            }
+            let behind = &instructions[index + 1..];
+            let target = target_of(branch);
+            if let Ok(distance) = behind.binary_search_by_key(&target, Instruction::ip) {
+                self.targets[index + 1 + distance] = true;
+                self.any = true;
+            }
+        }
+    }
+
+    /// Whether any instruction is a target.
+    pub(super) fn any(&self) -> bool {
+        self.any
+    }
+
+    /// Whether this instruction is a target.
+    pub(super) fn is_target(&self, index: usize) -> bool {
+        self.targets[index]
+    }
+
+    /// Whether an instruction of the block has this address and is a target.
+    fn has(&self, instructions: &[Instruction], rip: u64) -> bool {
+        self.any
+            && instructions
+                .binary_search_by_key(&rip, Instruction::ip)
+                .is_ok_and(|index| self.targets[index])
+    }
+}
+
+/// A branch to an instruction of the block whose translation has not begun yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead {
+    from: Fixup,
+    target: u64,
+}
+
+impl Block<'_> {
+    /// A branch to an instruction that follows in this block, if that is where it leads.
+    pub(super) fn branch_ahead(&mut self, condition: u8, target: u64) -> bool {
+        let inside = self.joins.has(self.instructions, target);
+        if inside {
+            let from = self.asm.jcc(condition);
+            self.ahead.push(Ahead { from, target });
+        }
+        inside
+    }
+
+    /// Lets the branches that lead to the present instruction lead here.
+    pub(super) fn join(&mut self) {
+        let (rip, asm) = (self.rip, &mut *self.asm);
+        self.ahead.retain(|ahead| {
+            let here = ahead.target == rip;
+            if here {
+                asm.bind(ahead.from);
+            }
+            !here
+        });
+    }
+
+    /// The block has ended before what some branches lead to.
+    pub(super) fn leave_by_branches(&mut self) {
+        while let Some(Ahead { from, target }) = self.ahead.pop() {
+            self.link_stub(from, target);
+        }
+    }
+}
