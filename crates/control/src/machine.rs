@@ -23,7 +23,7 @@ pub trait Machine: Send + Sync + 'static {
     fn mmu(&self) -> Result<Option<Arc<Mmu>>, Trouble>;
     /// Stops all vCPUs between two instructions, for as long as the answer lives.
     fn hold(&self) -> Result<Box<dyn Held>, Trouble>;
-    /// Stops them until [`Machine::resume`], or lets them go on.
+    /// Stops them until it is asked again, or lets them go on.
     fn set_state(&self, wanted: Wanted) -> Result<State, Trouble>;
     /// Ends it.
     fn stop(&self) -> Result<(), Trouble>;
