@@ -10,7 +10,7 @@
 use std::{
     io::{self, IsTerminal, Read, Write},
     mem::MaybeUninit,
-    sync::OnceLock,
+    sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError},
     thread,
 };
 
@@ -24,17 +24,25 @@ const HELP: &str = "\r\n\
 /// The modes that the terminal had, for the handlers.
 static ORIGINAL: OnceLock<libc::termios> = OnceLock::new();
 
+/// The machine that takes what is typed now.
+static TARGET: Mutex<Option<(Input, Stopper)>> = Mutex::new(None);
+
 /// The console; dropping it restores the terminal.
 pub(super) struct Console;
 
 impl Console {
     /// Connects standard input to the guest.
     pub(super) fn attach(input: Input, stopper: Stopper) -> Self {
+        static READER: Once = Once::new();
         if io::stdin().is_terminal() {
             enter_raw_mode();
         }
-        // The thread ends with the process: a blocking read can't be called back.
-        thread::spawn(move || forward(&mut io::stdin(), &input, &stopper));
+        *lock(&TARGET) = Some((input, stopper));
+        // The thread ends with the process: a blocking read can't be called back. So there is one for
+        // all lives of a machine that resets itself.
+        READER.call_once(|| {
+            thread::spawn(|| forward(&mut io::stdin()));
+        });
         Self
     }
 }
@@ -45,10 +53,13 @@ impl Drop for Console {
     }
 }
 
-fn forward(from: &mut dyn Read, input: &Input, stopper: &Stopper) {
+fn forward(from: &mut dyn Read) {
     let mut escape = Escape::default();
     let mut bytes = [0; 256];
     while let Ok(len @ 1..) = from.read(&mut bytes) {
+        let Some((input, stopper)) = lock(&TARGET).clone() else {
+            return;
+        };
         for byte in &bytes[..len] {
             match escape.next(*byte) {
                 Action::Send(byte) => input.send(&[byte]),
@@ -61,6 +72,10 @@ fn forward(from: &mut dyn Read, input: &Input, stopper: &Stopper) {
             }
         }
     }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a typed byte means.
