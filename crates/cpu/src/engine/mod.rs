@@ -23,6 +23,8 @@ mod signals;
 mod sites;
 mod strings;
 mod tlb;
+#[cfg(test)]
+mod tlb_model;
 mod vcpu;
 mod x87;
 

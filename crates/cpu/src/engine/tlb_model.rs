@@ -1,0 +1,202 @@
+//! The TLBs beside a naive model, over random fills, switches and invalidations: what is found was
+//! filled for the present address space, or is global, and nothing has invalidated it since.
+
+use std::collections::HashMap;
+
+use addr::{Gva, Hva, PageSize};
+
+use super::filled::Scope;
+use super::frame::{InlineTlb, TLB_ENTRIES, View, XTLB_ENTRIES};
+use super::tlb::{Extent, Rights, Tlb, TlbBook};
+
+/// Page tables 1 and 2 with PCIDs 1 and 2, and table 3 with PCID 1 again.
+const SPACES: [u64; 3] = [0x1001, 0x2002, 0x3001];
+const PAGES: u64 = 12;
+
+/// Xorshift.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// What may be found: by owner (`None`: all), view and page, where it leads and whether it may be
+/// written.
+type Model = HashMap<(Option<u64>, u8, u64), (u64, bool)>;
+
+/// Pages of which some share an entry.
+fn page_address(page: u64) -> u64 {
+    ((page % 4) + (page / 4) * TLB_ENTRIES as u64) << 12
+}
+
+fn fill(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Random, cr3: u64) {
+    let view = View::ALL[random.below(3) as usize];
+    let page = random.below(PAGES);
+    let leads = random.below(1 << 20) << 12;
+    let write = random.below(2) == 0;
+    let (scope, owner) = if random.below(3) == 0 {
+        (Scope::Global, None)
+    } else {
+        (Scope::Local, Some(cr3))
+    };
+    let extent = Extent {
+        size: PageSize::Size4K,
+        scope,
+    };
+    let rights = Rights { read: true, write };
+    let gva = Gva::new(page_address(page));
+    tlb.fill(view, gva, Hva::new(leads), extent, rights);
+    model.remove(&(None, view as u8, page));
+    model.remove(&(Some(cr3), view as u8, page));
+    model.insert((owner, view as u8, page), (leads, write));
+}
+
+fn invalidate(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Random, cr3: u64) {
+    match random.below(24) {
+        0 => {
+            tlb.flush();
+            model.clear();
+        }
+        1 => {
+            tlb.flush_all_local();
+            model.retain(|(owner, ..), _| owner.is_none());
+        }
+        2..5 => {
+            tlb.flush_local();
+            model.retain(|(owner, ..), _| *owner != Some(cr3));
+        }
+        5..8 => {
+            let pcid = 1 + random.below(2);
+            tlb.flush_aside(pcid as u16);
+            model.retain(|(owner, ..), _| owner.is_none_or(|o| o == cr3 || o & 0xfff != pcid));
+        }
+        8 => {
+            tlb.flush_writes();
+            for (_, write) in model.values_mut() {
+                *write = false;
+            }
+        }
+        _ => {
+            let page = random.below(PAGES);
+            tlb.flush_page(Gva::new(page_address(page)));
+            model.retain(|(owner, _, p), _| *p != page || owner.is_some_and(|o| o != cr3));
+        }
+    }
+}
+
+/// How many entries are found; all of them must be the model's.
+fn compare(tlb: &Tlb<'_>, model: &Model, cr3: u64) -> u64 {
+    let mut found = 0;
+    for view in View::ALL {
+        for page in 0..PAGES {
+            for writes in [false, true] {
+                let gva = Gva::new(page_address(page));
+                let Some(hva) = tlb.find(view, gva, 1, writes) else {
+                    continue;
+                };
+                let allowed = [None, Some(cr3)].into_iter().any(|owner| {
+                    model
+                        .get(&(owner, view as u8, page))
+                        .is_some_and(|(leads, write)| *leads == hva.raw() && (*write || !writes))
+                });
+                assert!(allowed, "{view:?} {gva:?} in {cr3:#x} leads to {hva:?}");
+                found += 1;
+            }
+        }
+    }
+    found
+}
+
+#[expect(
+    clippy::large_stack_arrays,
+    reason = "a test's stack has room for them"
+)]
+fn empty() -> (Box<[InlineTlb; 3]>, Box<[[u32; XTLB_ENTRIES]; 3]>) {
+    let table = || InlineTlb {
+        read: [1; TLB_ENTRIES],
+        write: [1; TLB_ENTRIES],
+        addend: [0; TLB_ENTRIES],
+    };
+    (
+        Box::new([table(), table(), table()]),
+        Box::new([[0; XTLB_ENTRIES]; 3]),
+    )
+}
+
+#[test]
+fn nothing_stale_is_found() {
+    let (mut data, mut code) = empty();
+    let mut book = TlbBook::default();
+    let mut tlb = Tlb {
+        data: &mut data,
+        code: &mut code,
+        book: &mut book,
+    };
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let (mut model, mut cr3, mut found) = (Model::new(), SPACES[0], 0);
+    for _ in 0..40_000 {
+        match random.below(10) {
+            0..6 => fill(&mut tlb, &mut model, &mut random, cr3),
+            6..8 => {
+                let to = SPACES[random.below(3) as usize];
+                if to != cr3 {
+                    tlb.switch(cr3, to);
+                    cr3 = to;
+                }
+            }
+            _ => invalidate(&mut tlb, &mut model, &mut random, cr3),
+        }
+        found += compare(&tlb, &model, cr3);
+    }
+    assert!(found > 100_000, "only {found} entries were ever found");
+}
+
+#[test]
+fn an_address_space_finds_its_entries_again() {
+    let (mut data, mut code) = empty();
+    let mut book = TlbBook::default();
+    let mut tlb = Tlb {
+        data: &mut data,
+        code: &mut code,
+        book: &mut book,
+    };
+    let extent = |scope| Extent {
+        size: PageSize::Size4K,
+        scope,
+    };
+    let rights = Rights {
+        read: true,
+        write: true,
+    };
+    let (own, global) = (Gva::new(0x5000), Gva::new(0x7000));
+    tlb.fill(
+        View::User,
+        own,
+        Hva::new(0x9000),
+        extent(Scope::Local),
+        rights,
+    );
+    tlb.fill_code(View::User, own, 7, extent(Scope::Local));
+    tlb.fill(
+        View::User,
+        global,
+        Hva::new(0xb000),
+        extent(Scope::Global),
+        rights,
+    );
+    tlb.switch(SPACES[0], SPACES[1]);
+    assert_eq!(tlb.find(View::User, own, 8, false), None);
+    assert_eq!(tlb.code[View::User as usize][5], 0);
+    assert_eq!(
+        tlb.find(View::User, global, 8, true),
+        Some(Hva::new(0xb000))
+    );
+    tlb.switch(SPACES[1], SPACES[0]);
+    assert_eq!(tlb.find(View::User, own, 8, true), Some(Hva::new(0x9000)));
+    assert_eq!(tlb.code[View::User as usize][5], 7);
+}
