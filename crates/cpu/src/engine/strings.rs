@@ -260,7 +260,15 @@ impl Vcpu {
         if op.down || !matches!(op.kind, Kind::Move | Kind::Store) {
             return Ok(0);
         }
-        let destination = self.destination(op)?;
+        let destination = match self.destination(op) {
+            Err(abort) if op.kind == Kind::Move => {
+                // A fault of the source comes before.
+                let source = self.source(op)?;
+                self.host_run(source, op.size, AccessKind::Read)?;
+                return Err(abort);
+            }
+            destination => destination?,
+        };
         let mut count = left.min(Self::run_length(op, destination, self.state().gpr[RDI]));
         let mut source = None;
         if op.kind == Kind::Move {

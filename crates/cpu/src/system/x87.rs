@@ -350,15 +350,11 @@ impl Context<'_> {
     }
 
     fn legacy_area(&self, instruction: &Instruction, want: Want) -> Result<Gva, Abort> {
-        if !self.state.is_64bit() && !self.is_aligned(instruction, 16) {
+        // The first byte, the alignment, the rest.
+        if self.area(instruction, 1, want)?.raw() % 16 != 0 {
             return Err(general());
         }
-        let gva = self.area(instruction, LEGACY_SIZE, want)?;
-        if gva.raw() % 16 == 0 {
-            Ok(gva)
-        } else {
-            Err(general())
-        }
+        self.area(instruction, LEGACY_SIZE, want)
     }
 
     fn fxsave(&mut self, instruction: &Instruction) -> Result<(), Abort> {

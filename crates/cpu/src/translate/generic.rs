@@ -220,7 +220,8 @@ impl Block<'_> {
             operands.rm = Some(Rm::Mem(m));
         }
         raw.emit(self.asm, operands);
-        for through in through.iter().flatten().filter(|t| t.written) {
+        // The first operand last: it is the one that stays where two name the same register (XADD).
+        for through in through.iter().rev().flatten().filter(|t| t.written) {
             self.asm
                 .store(Width::B64, slot(through.guest), through.scratch);
         }
