@@ -99,6 +99,8 @@ fn at(m: Mem, offset: usize) -> Mem {
 /// What of RFLAGS lives elsewhere while translated code runs.
 const ELSEWHERE: u64 = rflags::ARITHMETIC | rflags::DF | rflags::FIXED;
 
+const LFENCE: [u8; 3] = [0x0f, 0xae, 0xe8];
+
 impl Block<'_> {
     /// A system instruction: inline where that can be, by [`crate::system`] else.
     pub(super) fn system(&mut self, instruction: &Instruction) -> Flow {
@@ -180,6 +182,8 @@ impl Block<'_> {
             }
             M::Rdtscp => {
                 self.unless_zero(at(fast!(no_tscp), 4 * level), site);
+                // RDTSCP waits for the loads before it (SDM volume 2, RDTSCP); RDTSC does not.
+                self.asm.bytes(&LFENCE);
                 self.rdtsc();
                 let aux = Mem::base(Reg::RSP, frame_disp!(state.msrs.tsc_aux));
                 self.asm.load(Width::B32, GUEST_RCX, aux);
