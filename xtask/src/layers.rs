@@ -1,7 +1,7 @@
 //! Arrows go down only: a crate may depend on crates that stand below it in [`LAYERS`].
 
 use anyhow::{Result, bail, ensure};
-use cargo_metadata::MetadataCommand;
+use cargo_metadata::{MetadataCommand, Package};
 
 /// The crates from top to bottom. A crate may use (also in its tests and its build script) any
 /// crate further down, and none further up.
@@ -45,7 +45,17 @@ pub(crate) fn check() -> Result<()> {
         "dependencies that point up:\n  {}",
         upward.join("\n  ")
     );
+    for package in &members {
+        described(package)?;
+    }
     println!("layers: {} crates, every arrow points down", members.len());
+    Ok(())
+}
+
+/// Every room has a few words at its door.
+fn described(package: &Package) -> Result<()> {
+    let readme = package.manifest_path.with_file_name("README.md");
+    ensure!(readme.exists(), "crate {} has no {readme}", package.name);
     Ok(())
 }
 
