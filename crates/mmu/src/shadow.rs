@@ -14,7 +14,9 @@
 //!
 //! A table begins unsynchronised. Whatever invalidates compares: `INVLPG` the entries on the way to
 //! its address, all else every entry of every unsynchronised table. An entry whose guest entry has
-//! changed is dropped. A table that stayed as it was for some flushes becomes protected: leaves stop
+//! changed is dropped. So is what a table's shadow page holds from an earlier life when the table is
+//! linked once more: a guest that takes a free page as a table where there was none has nothing to
+//! invalidate. A table that stayed as it was for some flushes becomes protected: leaves stop
 //! taking writes to it, every vCPU drops its TLB, and it is compared once more. That happens only
 //! while the guest flushes, never within a translation, so a TLB never holds a right that a
 //! translation has just taken away.

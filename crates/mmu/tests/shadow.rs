@@ -80,3 +80,55 @@ fn too_many_shadow_pages_are_recycled() {
     assert_eq!(machine.vcpu.translate(gva, READ), Ok(got));
     machine.mmu.check_invariants().unwrap();
 }
+
+/// A page-table page is emptied, freed, and taken for another address, as the kernel does when a
+/// process replaces itself by another: nothing is invalidated, because nothing at the new address
+/// was ever mapped.
+#[test]
+fn a_table_in_its_second_life_holds_nothing_of_its_first() {
+    const OLD: u64 = 0x40_0000;
+    const NEW: u64 = 0x8000_0000;
+    let mut machine = Machine::new(PagingPath::Shadow, 8 * MIB);
+    machine.join();
+    one_page(&mut machine);
+    machine.poke(0x4008, 0x20_1000 | P_RW_US);
+    let at = |machine: &mut Machine, gva| {
+        let got = machine.vcpu.translate(Gva::new(gva), READ);
+        got.map(|got| got.gpa.raw())
+    };
+    assert_eq!(at(&mut machine, OLD), Ok(0x20_0000));
+    assert_eq!(at(&mut machine, OLD + 0x1000), Ok(0x20_1000));
+    // The last table goes.
+    machine.poke(0x3000 + 2 * 8, 0);
+    machine.poke(0x4000, 0);
+    machine.poke(0x4008, 0);
+    // It comes back below a directory of its own, with another page in it.
+    machine.poke(0x4000, 0x30_0000 | P_RW_US);
+    machine.poke(0x5000, 0x4000 | P_RW_US);
+    machine.poke(0x2000 + 2 * 8, 0x5000 | P_RW_US);
+    assert_eq!(at(&mut machine, NEW), Ok(0x30_0000));
+    assert!(at(&mut machine, NEW + 0x1000).is_err(), "nothing is there");
+    machine.poke(0x4008, 0x30_1000 | P_RW_US);
+    assert_eq!(at(&mut machine, NEW + 0x1000), Ok(0x30_1000));
+    machine.mmu.check_invariants().unwrap();
+}
+
+/// The same for a table that leads to such a table.
+#[test]
+fn a_directory_that_is_linked_anew_leads_to_what_is_there_now() {
+    const NEW: u64 = 0x8000_0000;
+    let mut machine = Machine::new(PagingPath::Shadow, 8 * MIB);
+    machine.join();
+    one_page(&mut machine);
+    machine.poke(0x4008, 0x20_1000 | P_RW_US);
+    for gva in [0x40_0000, 0x40_1000] {
+        machine.vcpu.translate(Gva::new(gva), READ).unwrap();
+    }
+    machine.poke(0x2000, 0);
+    machine.poke(0x4008, 0x30_1000 | P_RW_US);
+    machine.poke(0x2000 + 2 * 8, 0x3000 | P_RW_US);
+    for (gva, gpa) in [(0x40_0000, 0x20_0000), (0x40_1000, 0x30_1000)] {
+        let got = machine.vcpu.translate(Gva::new(NEW + gva), READ).unwrap();
+        assert_eq!(got.gpa.raw(), gpa);
+    }
+}

@@ -209,8 +209,8 @@ impl Way<'_> {
         for pair in now.windows(2) {
             let [upper, lower] = pair else { break };
             let key = self.key(Source::Table(lower.frame), lower.level);
-            let child = self.state.page_for(key);
             let at = self.at(parent, upper.level);
+            let child = self.table_below(at, key);
             let rights = Rights::of_entry(upper.value);
             self.link(
                 at,
@@ -223,6 +223,21 @@ impl Way<'_> {
             parent = child;
         }
         now.last().map_or(1, |last| self.install_page(parent, last))
+    }
+
+    /// The shadow page of a table that is to be linked at `at`.
+    ///
+    /// What it holds from an earlier life may be stale: the guest need not invalidate anything when
+    /// it takes a table into use where there was none, and no TLB would find what was cached
+    /// elsewhere.
+    fn table_below(&mut self, at: EntryRef, key: Key) -> PageId {
+        let Some(child) = self.state.known_page(&key) else {
+            return self.state.page_for(key);
+        };
+        if !self.state.is_linked(at, child) {
+            self.state.catch_up(child);
+        }
+        child
     }
 
     /// The guest's entry that maps the page: a leaf, or a link to parts.

@@ -161,10 +161,22 @@ impl State {
             .expect("ids are of pages that exist")
     }
 
+    /// The page with this name, if there is one.
+    pub(super) fn known_page(&self, key: &Key) -> Option<PageId> {
+        self.by_key.get(key).copied()
+    }
+
+    /// Whether an entry is a link to this page.
+    pub(super) fn is_linked(&self, at: EntryRef, child: PageId) -> bool {
+        let cell = self.page(at.page).memory.entry(at.index);
+        let entry = Entry(cell.load(Ordering::Relaxed));
+        entry.is_link() && entry.address() == self.page(child).memory.address()
+    }
+
     /// The page with this name, made if need be.
     pub(super) fn page_for(&mut self, key: Key) -> PageId {
-        if let Some(id) = self.by_key.get(&key) {
-            return *id;
+        if let Some(id) = self.known_page(&key) {
+            return id;
         }
         let memory = self.arena.take(key.format.entries());
         let page = Page {

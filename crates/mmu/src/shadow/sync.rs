@@ -52,9 +52,7 @@ impl Shadow {
             return Flush::Compared;
         }
         let mut state = lock(&self.state);
-        for frame in state.settling.clone() {
-            let _: Compared = state.compare_table(frame);
-        }
+        state.compare_settling();
         let mut settled = Vec::new();
         for frame in state.unsync.clone() {
             let changed = state.compare_table(frame);
@@ -189,6 +187,29 @@ pub(super) enum Compared {
 }
 
 impl State {
+    /// Brings a shadow page in step that is about to be linked once more, and all below it.
+    pub(super) fn catch_up(&mut self, page: PageId) {
+        let key = self.page(page).key;
+        let Source::Table(frame) = key.source else {
+            return;
+        };
+        if key.level == 1 {
+            let _: Compared = self.compare_table(frame);
+            return;
+        }
+        // Which tables are below, nobody knows; those that may be stale are few.
+        self.compare_settling();
+        for frame in self.unsync.clone() {
+            let _: Compared = self.compare_table(frame);
+        }
+    }
+
+    fn compare_settling(&mut self) {
+        for frame in self.settling.clone() {
+            let _: Compared = self.compare_table(frame);
+        }
+    }
+
     /// Drops the entries of a table's shadow pages whose guest entries have changed.
     fn compare_table(&mut self, frame: Hfn) -> Compared {
         let pages = self.tables.get(&frame).map(|t| t.pages.clone());
