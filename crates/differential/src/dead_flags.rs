@@ -82,7 +82,9 @@ fn replaced(instruction: &Instruction) -> u32 {
             | Mnemonic::Shld
             | Mnemonic::Shrd
     );
-    if shifts || instruction.is_string_instruction() {
+    // A repeated one may run no round.
+    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    if shifts || repeated {
         0
     } else {
         instruction.rflags_modified()
@@ -108,5 +110,7 @@ mod tests {
         let compared = [0x48, 0x8b, 0x07, 0x48, 0x39, 0xd8]; // mov, then cmp
         assert_eq!(unseen_in(&compared), ARITHMETIC_FLAGS);
         assert_eq!(unseen_in(&[0x8b, 0x07, 0x74, 0x00, 0x39, 0xd8]), 0); // mov, jz, cmp
+        assert_eq!(unseen_in(&[0x8b, 0x07, 0xa7]), ARITHMETIC_FLAGS); // mov, cmpsd
+        assert_eq!(unseen_in(&[0x8b, 0x07, 0xf3, 0xa7]), 0); // mov, repe cmpsd
     }
 }

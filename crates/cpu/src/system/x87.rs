@@ -4,7 +4,7 @@
 //! They run on the image of the registers, because the pointers that the host's own registers hold are
 //! those of translated code.
 
-use addr::{Address, Gva};
+use addr::Gva;
 use iced_x86::{Code, Instruction, Mnemonic};
 use x86::control::Efer;
 use x86::vector;
@@ -12,7 +12,7 @@ use x86::xstate::{FCW_INIT, LEGACY_SIZE, MXCSR_OFFSET, XMM_OFFSET};
 
 use super::fault::general;
 use super::modes::Mode;
-use super::operand::Want;
+use super::operand::{Want, address_mask, effective_address};
 use super::{Abort, Context, Next};
 use crate::Exception;
 use crate::fpu::{FpuState, Layout, Pointers, mxcsr_mask};
@@ -251,7 +251,8 @@ impl Context<'_> {
         Ok(gva)
     }
 
-    fn probe(&mut self, gva: Gva, len: usize, want: Want) -> Result<(), Abort> {
+    /// Faults as an access of `len` bytes would.
+    pub(super) fn probe(&mut self, gva: Gva, len: usize, want: Want) -> Result<(), Abort> {
         let privilege = self.state.explicit_privilege();
         match want {
             Want::Write => self.memory.check_write(gva, len, privilege),
@@ -263,11 +264,17 @@ impl Context<'_> {
     }
 
     fn write_area(&mut self, gva: Gva, bytes: &[u8]) -> Result<(), Abort> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let privilege = self.state.explicit_privilege();
         self.memory.write(gva, bytes, privilege)
     }
 
     fn read_area(&mut self, gva: Gva, bytes: &mut [u8]) -> Result<(), Abort> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let privilege = self.state.explicit_privilege();
         self.memory.read(gva, bytes, privilege)
     }
@@ -349,34 +356,59 @@ impl Context<'_> {
         }
     }
 
-    fn legacy_area(&self, instruction: &Instruction, want: Want) -> Result<Gva, Abort> {
-        // The first byte, the alignment, the rest.
-        if self.area(instruction, 1, want)?.raw() % 16 != 0 {
+    /// The parts of the legacy region: one, or two where its addresses begin again at 0. AMD's CPUs try
+    /// the first field, the alignment and the last byte before all else.
+    fn legacy_parts(
+        &mut self,
+        instruction: &Instruction,
+        want: Want,
+    ) -> Result<[(Gva, usize); 2], Abort> {
+        const FIELD: u64 = 4;
+        let first = self.operand_address(instruction, 0, FIELD, want)?;
+        if !first.raw().is_multiple_of(16) {
             return Err(general());
         }
-        self.area(instruction, LEGACY_SIZE, want)
+        let last = self.operand_address(instruction, LEGACY_SIZE as u64 - 1, 1, want)?;
+        self.probe(last, 1, want)?;
+        let offset = effective_address(self.state, instruction);
+        let to_end = (address_mask(instruction) - offset).saturating_add(1);
+        let len = to_end.min(LEGACY_SIZE as u64);
+        let mut parts = [(first, len as usize), (first, 0)];
+        self.operand_address(instruction, 0, len, want)?;
+        let rest = LEGACY_SIZE as u64 - len;
+        if rest > 0 {
+            let second = self.operand_address(instruction, len, rest, want)?;
+            parts[1] = (second, rest as usize);
+        }
+        for (gva, len) in parts.into_iter().filter(|(_, len)| *len > 0) {
+            self.probe(gva, len, want)?;
+        }
+        Ok(parts)
     }
 
     fn fxsave(&mut self, instruction: &Instruction) -> Result<(), Abort> {
-        let gva = self.legacy_area(instruction, Want::Write)?;
-        let privilege = self.state.explicit_privilege();
-        // The last byte first: so AMD's CPUs find faults.
-        let last = gva.wrapping_add(LEGACY_SIZE as u64 - 1);
-        self.memory.check_write(last, 1, privilege)?;
-        self.memory.check_write(gva, LEGACY_SIZE, privilege)?;
+        let parts = self.legacy_parts(instruction, Want::Write)?;
         let mut bytes = [0; LEGACY_END];
         bytes.copy_from_slice(&self.fpu.image()[..LEGACY_END]);
         let layout = Self::legacy_layout(instruction);
         let control = self.fpu.control_to_save(self.offer.x87, layout);
         bytes[..MXCSR_OFFSET].copy_from_slice(&control);
         let end = self.legacy_end();
-        self.memory.write(gva, &bytes[..end], privilege)
+        let mut rest = &bytes[..end];
+        for (gva, len) in parts {
+            let (now, later) = rest.split_at(len.min(rest.len()));
+            self.write_area(gva, now)?;
+            rest = later;
+        }
+        Ok(())
     }
 
     fn fxrstor(&mut self, instruction: &Instruction) -> Result<(), Abort> {
-        let gva = self.legacy_area(instruction, Want::Read)?;
+        let parts = self.legacy_parts(instruction, Want::Read)?;
         let mut bytes = [0; LEGACY_SIZE];
-        self.read_area(gva, &mut bytes)?;
+        let (low, high) = bytes.split_at_mut(parts[0].1);
+        self.read_area(parts[0].0, low)?;
+        self.read_area(parts[1].0, high)?;
         let mut mxcsr = [0; 4];
         mxcsr.copy_from_slice(&bytes[MXCSR_OFFSET..MXCSR_OFFSET + 4]);
         if u32::from_le_bytes(mxcsr) & !mxcsr_mask() != 0 {

@@ -3,7 +3,7 @@
 //! Components that exist here: x87, SSE, AVX. The compacted format places AVX where the standard one
 //! does, since nothing lies between.
 
-use addr::Gva;
+use addr::{Address, Gva};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use x86::control::{Cr0, Cr4};
 use x86::vector;
@@ -97,14 +97,18 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// The area of the instruction, which must be aligned.
-    fn xsave_area(&self, instruction: &Instruction, want: Want) -> Result<Gva, Abort> {
+    /// The area of the instruction, which must be aligned. A page fault of its beginning comes before
+    /// what is wrong with the addresses of the rest.
+    fn xsave_area(&mut self, instruction: &Instruction, want: Want) -> Result<Gva, Abort> {
+        const FIRST: usize = 64;
         let op = instruction.op0_kind();
         debug_assert_eq!(op, OpKind::Memory);
         if !self.is_aligned(instruction, 64) {
             return Err(general());
         }
-        self.operand_address(instruction, 0, LEGACY_SIZE as u64, want)
+        let gva = self.operand_address(instruction, 0, FIRST as u64, want)?;
+        self.probe(gva, FIRST, want)?;
+        self.operand_address(instruction, 0, EXTENDED_OFFSET as u64, want)
     }
 
     fn area_write(&mut self, gva: Gva, range: std::ops::Range<usize>) -> Result<(), Abort> {
@@ -202,27 +206,27 @@ impl Context<'_> {
         let gva = self.xsave_area(instruction, Want::Read)?;
         let asked = self.state.edx_eax() & self.state.xcr0;
         let mut area = [0; AREA];
-        let len = if asked & AVX == 0 {
-            EXTENDED_OFFSET
-        } else {
-            AREA
-        };
+        let (first, extended) = area.split_at_mut(EXTENDED_OFFSET);
         let privilege = self.state.explicit_privilege();
-        self.memory.read(gva, &mut area[..len], privilege)?;
+        self.memory.read(gva, first, privilege)?;
         let only_compacted = matches!(
             instruction.mnemonic(),
             Mnemonic::Xrstors | Mnemonic::Xrstors64
         );
-        let format = self.checked_header(&area)?;
+        let format = self.checked_header(first)?;
         if only_compacted && format == Format::Standard {
             return Err(general());
+        }
+        if asked & qword(first, XSTATE_BV_OFFSET) & AVX != 0 {
+            let at = gva.wrapping_add(EXTENDED_OFFSET as u64);
+            self.memory.read(at, extended, privilege)?;
         }
         self.restore(&area, asked, format, instruction.mnemonic())?;
         self.state.rip = self.next_rip(instruction);
         Ok(Next::Sequential)
     }
 
-    fn checked_header(&self, area: &[u8; AREA]) -> Result<Format, Abort> {
+    fn checked_header(&self, area: &[u8]) -> Result<Format, Abort> {
         let present = qword(area, XSTATE_BV_OFFSET);
         let compacted = qword(area, XCOMP_BV_OFFSET);
         let reserved = &area[XCOMP_BV_OFFSET + 8..LEGACY_SIZE + HEADER_SIZE];

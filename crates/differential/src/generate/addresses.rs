@@ -10,6 +10,8 @@ use super::values;
 use crate::case::{Mode, Patch, State};
 use crate::layout::{DATA_BYTES, PAGE, WINDOWS, WRITABLE_BYTES, data_offset};
 
+/// Bytes of an area whose size iced doesn't know: those of XSAVE (SDM 1, 13.4).
+const AREA: u64 = 832;
 /// The most patches a case has.
 const PATCHES: usize = 3;
 
@@ -59,8 +61,15 @@ impl Placer<'_> {
         if memory.vsib_size() != 0 {
             self.place_vector_index(memory);
         }
-        let size = memory.memory_size().size().clamp(1, 64) as u64;
-        let target = self.target(size, memory.address_size());
+        let whole = match memory.memory_size().size() {
+            0 => AREA,
+            size => size as u64,
+        };
+        let size = whole.min(64);
+        let mut target = self.target(whole, memory.address_size());
+        if whole >= AREA && self.rng.u8(..4) != 0 {
+            target &= !63;
+        }
         self.aim(memory, target);
         self.patch(target, size);
     }
