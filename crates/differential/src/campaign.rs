@@ -364,5 +364,5 @@ fn pattern(seed: u64) -> Box<[u8; DATA_BYTES]> {
     pattern
 }
 
-/// Both modes in which user code can run.
-pub const MODES: [Mode; 2] = [Mode::Long, Mode::Compat32];
+/// The modes in which user code can run.
+pub const MODES: [Mode; 3] = [Mode::Long, Mode::Compat32, Mode::Compat16];

@@ -122,22 +122,43 @@ pub enum Mode {
     Long,
     /// Compatibility mode with a flat 32-bit code segment.
     Compat32,
+    /// Compatibility mode with a 16-bit code segment, and 16-bit data segments with bases and limits
+    /// ([`crate::local`]).
+    Compat16,
 }
 
 impl Mode {
-    /// 64 or 32.
+    /// 64, 32 or 16.
     pub fn bitness(self) -> u32 {
         match self {
             Self::Long => 64,
             Self::Compat32 => 32,
+            Self::Compat16 => 16,
         }
     }
 
-    /// Selectors as Linux gives them to its processes (`arch/x86/include/asm/segment.h`).
+    /// Selectors as Linux gives them to its processes (`arch/x86/include/asm/segment.h`), or of the local table.
     pub const fn selectors(self) -> [u16; 6] {
         match self {
             Self::Long => [0, 0x33, 0x2b, 0, 0, 0],
             Self::Compat32 => [0x2b, 0x23, 0x2b, 0x2b, 0, 0],
+            Self::Compat16 => crate::local::SELECTORS,
+        }
+    }
+
+    /// Where CS begins.
+    pub fn code_base(self) -> u64 {
+        match self {
+            Self::Long | Self::Compat32 => 0,
+            Self::Compat16 => crate::layout::CODE.raw(),
+        }
+    }
+
+    /// Where the data segments begin.
+    pub fn data_base(self) -> u64 {
+        match self {
+            Self::Long | Self::Compat32 => 0,
+            Self::Compat16 => crate::layout::WINDOWS[0].raw(),
         }
     }
 }
@@ -180,9 +201,9 @@ impl Program {
         &self.bytes[..self.len as usize]
     }
 
-    /// The address of the first byte.
+    /// RIP of the first byte.
     pub fn entry(&self) -> u64 {
-        crate::layout::CODE.raw() + u64::from(self.offset)
+        crate::layout::CODE.raw() + u64::from(self.offset) - self.mode.code_base()
     }
 }
 

@@ -83,7 +83,8 @@ fn replaced(instruction: &Instruction) -> u32 {
             | Mnemonic::Shrd
     );
     // A repeated one may run no round.
-    let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let repeated = instruction.is_string_instruction()
+        && (instruction.has_rep_prefix() || instruction.has_repne_prefix());
     if shifts || repeated {
         0
     } else {

@@ -5,6 +5,7 @@
 //! | module       | what it does                                                             |
 //! |--------------|--------------------------------------------------------------------------|
 //! | [`layout`]   | where code and data lie, the same on both sides                          |
+//! | [`local`]    | the descriptor table that 16-bit code needs                               |
 //! | [`case`]     | what goes in and what comes out                                          |
 //! | [`generate`] | draws forms, operands, states, programs                                  |
 //! | [`native`]   | runs cases on the physical CPU, in a child process                       |
@@ -22,6 +23,7 @@ pub mod dead_flags;
 pub mod generate;
 pub mod guest;
 pub mod layout;
+pub mod local;
 pub mod minimise;
 pub mod native;
 pub mod report;

@@ -53,7 +53,7 @@ struct Cli {
 }
 
 /// Modes times translations times kinds of programs: what the time is shared among.
-const RUNS: f64 = 10.0;
+const RUNS: f64 = 15.0;
 
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();

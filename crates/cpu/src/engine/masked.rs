@@ -114,7 +114,13 @@ impl Vcpu {
         let number = segment_of(instruction, self.context.mode);
         let state = self.state();
         if !self.context.mode.is_64() {
-            let offset = offset.wrapping_add(skip as u64) as u32;
+            let bits = match instruction.op0_kind() {
+                OpKind::MemorySegDI => 16,
+                OpKind::MemorySegEDI => 32,
+                _ => address_bits(instruction, self.context.mode),
+            };
+            let mask = if bits == 16 { 0xffff } else { 0xffff_ffff };
+            let offset = (offset.wrapping_add(skip as u64) & mask) as u32;
             return checked(state, number, offset, size as u32, usage);
         }
         let base = match number {

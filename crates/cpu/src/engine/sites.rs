@@ -17,6 +17,8 @@ use crate::{Exception, HostFault, Platform};
 
 /// MXCSR.MM of AMD's CPUs: misaligned operands are allowed (APM 1, 4.5.3).
 const MXCSR_MM: u32 = 1 << 17;
+/// An operand of 80 bits is accessed in two parts: the first is of so many bytes.
+const FIRST_PART: u32 = 8;
 
 /// How the loop goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,10 +139,7 @@ impl Vcpu {
     fn access(&mut self, access: &Access, platform: &mut dyn Platform) -> Result<Then, Abort> {
         let gva = Gva::new(self.frame().t0);
         let size = usize::from(access.size);
-        let misaligned = gva.raw() & u64::from(access.align - 1) != 0;
-        if misaligned && self.frame().guest_mxcsr & MXCSR_MM == 0 {
-            return Err(bad_address(0));
-        }
+        self.check_alignment(gva.raw(), access.align)?;
         self.first_part(gva, access)?;
         if self.context.mode.is_64() {
             let last = gva.raw().wrapping_add(size as u64 - 1);
@@ -174,10 +173,18 @@ impl Vcpu {
         }
     }
 
+    fn check_alignment(&self, address: u64, align: u8) -> Result<(), Abort> {
+        let misaligned = address & u64::from(align - 1) != 0;
+        if misaligned && self.frame().guest_mxcsr & MXCSR_MM == 0 {
+            return Err(bad_address(0));
+        }
+        Ok(())
+    }
+
     /// An operand of 80 bits is read and written in two parts. Where all of it crosses the end of what
     /// can be addressed, the first may have a page fault.
     fn first_part(&mut self, gva: Gva, access: &Access) -> Result<(), Abort> {
-        const FIRST: u64 = 8;
+        const FIRST: u64 = FIRST_PART as u64;
         let reachable = |last: u64| {
             if self.context.mode.is_64() {
                 is_canonical(last, self.state())
@@ -271,8 +278,20 @@ impl Vcpu {
         let offset = self.frame().t0 as u32;
         let size = u32::from(access.size);
         let usage: Use = access.usage;
-        let linear = checked(self.state(), access.segment, offset, size, usage)?;
-        self.frame_mut().t0 = linear.raw();
+        let state = self.state();
+        let linear = checked(state, access.segment, offset, size, usage);
+        let base = segment(state, access.segment).base;
+        self.check_alignment(base.wrapping_add(offset.into()), access.align)?;
+        if linear.is_err()
+            && size == 10
+            && let Ok(first) = checked(self.state(), access.segment, offset, FIRST_PART, usage)
+        {
+            let view = self.context.mode.view();
+            let kind = kind_of(usage);
+            self.view()
+                .resolve(first, FIRST_PART as usize, kind, view)?;
+        }
+        self.frame_mut().t0 = linear?.raw();
         Ok(self.resume(access))
     }
 

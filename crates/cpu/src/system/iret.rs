@@ -255,6 +255,10 @@ impl Context<'_> {
     ) -> Result<(), Abort> {
         let cpl = self.state.cpl();
         let level = frame.cs.rpl();
+        if self.offer.vendor == Vendor::Amd {
+            // Before the stack's selector, on AMD's CPUs.
+            self.check_target(code, frame.rip)?;
+        }
         let ss = self.checked_return_stack(ss, level, code)?;
         self.check_target(code, frame.rip)?;
         let cs = self.load_descriptor(frame.cs, code)?;

@@ -197,16 +197,18 @@ impl Block<'_> {
                 .lea(Width::B64, T0, Mem::indexed(offset, SCRATCH, 0, 0));
             return T0;
         }
+        // Where the limit is not the first thing that can be wrong.
+        let ordered = self.align > 1 || size == 10;
         match self.mode.segment(usize::from(segment)) {
             SegmentClass::Flat => offset,
-            SegmentClass::Based => {
+            SegmentClass::Based if !ordered => {
                 self.check_limit(offset, segment, size);
                 self.asm.load(Width::B32, SCRATCH, base_slot(segment));
                 self.asm
                     .lea(Width::B32, T0, Mem::indexed(offset, SCRATCH, 0, 0));
                 T0
             }
-            SegmentClass::Checked => {
+            SegmentClass::Based | SegmentClass::Checked => {
                 if offset != T0 {
                     self.asm.mov(Width::B32, T0, offset);
                 }
@@ -247,7 +249,7 @@ impl Block<'_> {
                 usage,
                 slot: 0,
                 segment,
-                align: 1,
+                align: self.align,
                 bounce: false,
                 waits: self.waits,
             }),

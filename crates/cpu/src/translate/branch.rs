@@ -205,6 +205,10 @@ impl Block<'_> {
     fn looping(&mut self, instruction: &Instruction, target: u64, next: u64) {
         let bytes = counter_bytes(instruction);
         let width = Width::of_bytes(bytes);
+        let faults = !self.reach.contains(target);
+        if faults {
+            self.asm.store(Width::B64, tmp(0), GUEST_RCX);
+        }
         self.asm.lea(width, GUEST_RCX, Mem::base(GUEST_RCX, -1));
         let wants_zero = match instruction.mnemonic() {
             Mnemonic::Loop => None,
@@ -216,6 +220,10 @@ impl Block<'_> {
         let early = wants_zero.map(|zero| self.asm.jcc(if zero { 5 } else { 4 }));
         self.counter_to_scratch(instruction);
         let out = self.asm.jump8(JCXZ);
+        if faults {
+            // The fault leaves the counter as it was.
+            self.asm.load(Width::B64, GUEST_RCX, tmp(0));
+        }
         self.link(target);
         self.asm.bind(out);
         if let Some(early) = early {

@@ -4,7 +4,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::address::segment_of;
 use super::form::{Field, Form, MemoryUse, Place};
-use super::registers::{GUEST_RCX, Home, home, is_high_byte, number, slot};
+use super::registers::{GUEST_RCX, GUEST_RSP, Home, home, is_high_byte, number, slot};
 use super::window::Role;
 use super::{Block, SCRATCH, T0, T1, Use};
 use crate::emit::asm::Width;
@@ -249,6 +249,13 @@ impl Block<'_> {
                 register != Register::None && number(register) == wanted && (!written || f.written)
             })
         };
+        let mut sources = form
+            .fields()
+            .map(|f| instruction.op_register(u32::from(f.operand)));
+        if uses(4, false) && sources.any(|r| r == Register::CH) {
+            self.from_ch_to_rsp(instruction, form, raw);
+            return;
+        }
         // The guest's rcx, or its rsp (as the target of MOVZX and MOVSX), visits the host's rcx.
         let visitor = if uses(4, false) { 4 } else { 1 };
         let visits = uses(visitor, false);
@@ -270,6 +277,22 @@ impl Block<'_> {
         if visits && uses(visitor, true) {
             self.assign(Width::B64, visitor, SCRATCH);
         }
+    }
+
+    /// `MOVZX`, `MOVSX` and `CRC32` from CH to the stack pointer: both would visit the host's rcx.
+    fn from_ch_to_rsp(&mut self, instruction: &Instruction, form: &Form, raw: &Raw) {
+        self.high_byte_to_cl(1);
+        let mut operands = Operands::default();
+        for field in form.fields() {
+            let register = instruction.op_register(u32::from(field.operand));
+            let host = if is_high_byte(register) {
+                SCRATCH
+            } else {
+                GUEST_RSP
+            };
+            place(&mut operands, field.place, host);
+        }
+        raw.emit(self.asm, operands);
     }
 
     fn high_byte_memory(&mut self, instruction: &Instruction, form: &Form, raw: &Raw, m: Mem) {

@@ -363,8 +363,10 @@ impl Block<'_> {
             }
             let bytes = &body.source.bytes[at..at + instruction.len()];
             at += instruction.len();
-            self.x87_follows =
-                index + 1 < body.instructions.len() && x87::is_arithmetic(&body.source.bytes[at..]);
+            // What a branch leads to doesn't always come behind the present instruction.
+            self.x87_follows = index + 1 < body.instructions.len()
+                && !self.joins.is_target(index + 1)
+                && x87::is_arithmetic(&body.source.bytes[at..]);
             if body.poll_at == Some(index) {
                 self.poll();
             }

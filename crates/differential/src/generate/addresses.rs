@@ -109,9 +109,12 @@ impl Placer<'_> {
             return;
         }
         self.pinned |= 1 << register;
-        let narrow = memory.address_size() == CodeSize::Code32;
+        let narrow = memory.address_size() != CodeSize::Code64;
         self.state.gpr[register] = match (self.mode, narrow) {
-            (Mode::Compat32, _) => value & 0xffff_ffff,
+            (Mode::Compat16, _) if memory.address_size() == CodeSize::Code16 => {
+                value & 0xffff | self.rng.u64(..) << 16 & 0xffff_0000
+            }
+            (Mode::Compat32 | Mode::Compat16, _) => value & 0xffff_ffff,
             // What lies above a 32-bit address must not matter.
             (Mode::Long, true) => value & 0xffff_ffff | self.rng.u64(..) << 32,
             (Mode::Long, false) => value,
@@ -127,6 +130,7 @@ impl Placer<'_> {
         let value = self.state.gpr[number];
         match register.size() {
             1 => value & 0xff,
+            2 => value & 0xffff,
             4 => value & 0xffff_ffff,
             _ => value,
         }
@@ -136,7 +140,7 @@ impl Placer<'_> {
         match segment {
             Register::FS => self.state.fs_base,
             Register::GS => self.state.gs_base,
-            _ => 0,
+            _ => self.mode.data_base(),
         }
     }
 

@@ -153,7 +153,7 @@ pub fn draw(
 }
 
 fn encode(items: &[Instruction], mode: Mode, offset: usize) -> Option<Vec<u8>> {
-    let block = InstructionBlock::new(items, CODE.raw() + offset as u64);
+    let block = InstructionBlock::new(items, CODE.raw() + offset as u64 - mode.code_base());
     let options = BlockEncoderOptions::NONE;
     let result = BlockEncoder::encode(mode.bitness(), block, options).ok()?;
     Some(result.code_buffer)
@@ -175,9 +175,9 @@ fn case(base: usize, mode: Mode, index: u32, rng: &mut Rng) -> Case {
     let window = usize::from(mode == Mode::Long && rng.bool());
     let alignment = if rng.u8(..4) == 0 { !0 } else { !63 };
     let place = 0x800 + rng.u64(..WRITABLE_BYTES as u64 - 0x1000);
-    state.gpr[base] = WINDOWS[window].raw() + (place & alignment);
+    state.gpr[base] = WINDOWS[window].raw() + (place & alignment) - mode.data_base();
     let place = 0x800 + rng.u64(..WRITABLE_BYTES as u64 - 0x1000);
-    state.gpr[4] = WINDOWS[0].raw() + (place & !7);
+    state.gpr[4] = WINDOWS[0].raw() + (place & !7) - mode.data_base();
     Case {
         program: index,
         state,

@@ -14,8 +14,12 @@ pub mod values;
 pub use catalogue::{Catalogue, Form, Tolerance};
 pub use features::Exclusion;
 
-/// A selector as Linux's descriptor table has them, or one that faults.
+/// A selector as the descriptor tables have them, or one that faults.
 pub fn selector(rng: &mut fastrand::Rng) -> u16 {
     const SELECTORS: [u16; 11] = [0, 3, 0x2b, 0x33, 0x23, 0x2a, 0x10, 0x18, 0x08, 0xfff8, 0x7f];
-    SELECTORS[rng.usize(..SELECTORS.len())]
+    let locals = crate::local::ENTRIES.len();
+    match rng.usize(..SELECTORS.len() + locals) {
+        index if index < locals => crate::local::name(index as u16),
+        index => SELECTORS[index - locals],
+    }
 }

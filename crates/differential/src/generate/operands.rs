@@ -243,7 +243,8 @@ impl Source<'_> {
         let mut operand = match (self.rng.u8(..16), self.mode) {
             (0, Mode::Long) => self.rip_relative(),
             (1, _) => self.absolute_operand(),
-            (2, _) | (_, Mode::Compat32) => self.based(Register::EAX),
+            (3..12, Mode::Compat16) => self.based_16(),
+            (2, _) | (_, Mode::Compat32 | Mode::Compat16) => self.based(Register::EAX),
             (_, Mode::Long) => self.based(Register::RAX),
         };
         operand.segment_prefix = self.segment();
@@ -266,8 +267,32 @@ impl Source<'_> {
 
     fn absolute_operand(&mut self) -> MemoryOperand {
         let target = WINDOWS[0].raw() + self.rng.u64(..WRITABLE_BYTES as u64);
-        let size = if self.mode == Mode::Long { 8 } else { 4 };
-        MemoryOperand::with_displ(target, size)
+        let size = match self.mode {
+            Mode::Long => 8,
+            Mode::Compat16 if self.rng.u8(..4) != 0 => 2,
+            Mode::Compat32 | Mode::Compat16 => 4,
+        };
+        MemoryOperand::with_displ(target - self.mode.data_base(), size)
+    }
+
+    /// With 16-bit addresses (SDM 2A, table 2-1).
+    fn based_16(&mut self) -> MemoryOperand {
+        const BASES: [Register; 3] = [Register::None, Register::BX, Register::BP];
+        const INDICES: [Register; 3] = [Register::None, Register::SI, Register::DI];
+        let pair = self.rng.usize(1..9);
+        let (base, index) = (BASES[pair % 3], INDICES[pair / 3]);
+        let (base, index) = if base == Register::None {
+            (index, Register::None)
+        } else {
+            (base, index)
+        };
+        let (displacement, size) = match self.rng.u8(..3) {
+            0 => (0, 0),
+            1 => (i64::from(self.rng.i8(..)), 1),
+            _ => (i64::from(self.rng.u16(..)), 2),
+        };
+        let none = Register::None;
+        MemoryOperand::new(base, index, 1, displacement, size, false, none)
     }
 
     fn based(&mut self, first: Register) -> MemoryOperand {
@@ -331,7 +356,7 @@ impl Source<'_> {
     /// Mostly into the filler near by, so that the jump is seen and ends the test.
     fn branch(&mut self, instruction: &mut Instruction, index: u32, kind: K) {
         let near = self.ip.wrapping_add_signed(self.rng.i64(-100..100));
-        let far = CODE.raw() + self.rng.u64(..CODE_BYTES as u64 + 64);
+        let far = CODE.raw() + self.rng.u64(..CODE_BYTES as u64 + 64) - self.mode.code_base();
         let narrow = matches!(kind, K::br16_1 | K::br32_1 | K::br64_1);
         let target = if narrow || self.rng.bool() { near } else { far };
         match kind {
@@ -351,7 +376,7 @@ impl Source<'_> {
     }
 
     fn far_branch(&mut self, instruction: &mut Instruction, index: u32, kind: K) {
-        let offset = CODE.raw() + self.rng.u64(..CODE_BYTES as u64);
+        let offset = CODE.raw() + self.rng.u64(..CODE_BYTES as u64) - self.mode.code_base();
         if kind == K::farbr2_2 {
             instruction.set_op_kind(index, OpKind::FarBranch16);
             instruction.set_far_branch16(offset as u16);
@@ -363,6 +388,10 @@ impl Source<'_> {
     }
 
     fn implied_memory(&mut self, instruction: &mut Instruction, index: u32, kind: K) {
+        if self.mode == Mode::Compat16 && self.rng.u8(..4) != 0 {
+            self.implied_memory_16(instruction, index, kind);
+            return;
+        }
         let narrow = self.mode != Mode::Long || self.rng.u8(..8) == 0;
         let op_kind = match (kind, narrow) {
             (K::seg_rSI, false) => OpKind::MemorySegRSI,
@@ -378,6 +407,25 @@ impl Source<'_> {
             instruction.set_memory_base(base);
             instruction.set_memory_index(Register::AL);
         }
+        instruction.set_op_kind(index, op_kind);
+        if kind != K::es_rDI {
+            instruction.set_segment_prefix(self.segment());
+        }
+    }
+}
+
+impl Source<'_> {
+    fn implied_memory_16(&mut self, instruction: &mut Instruction, index: u32, kind: K) {
+        let op_kind = match kind {
+            K::seg_rSI => OpKind::MemorySegSI,
+            K::es_rDI => OpKind::MemoryESDI,
+            K::seg_rDI => OpKind::MemorySegDI,
+            _ => {
+                instruction.set_memory_base(Register::BX);
+                instruction.set_memory_index(Register::AL);
+                OpKind::Memory
+            }
+        };
         instruction.set_op_kind(index, op_kind);
         if kind != K::es_rDI {
             instruction.set_segment_prefix(self.segment());

@@ -12,7 +12,7 @@ use crate::layout::{CODE_BYTES, PAGE};
 /// Draws a program that holds one instruction of this form.
 pub fn program(form: Form, rng: &mut Rng) -> Option<(Program, Encoded)> {
     let offset = place(rng);
-    let ip = crate::layout::CODE.raw() + offset as u64;
+    let ip = crate::layout::CODE.raw() + offset as u64 - form.mode.code_base();
     let mut choice = Choice::ALL;
     if is_xsave(form.code.mnemonic()) {
         // EDX and EAX select components: they can't be addresses too.

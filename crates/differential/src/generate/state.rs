@@ -35,6 +35,10 @@ pub fn random(mode: Mode, rng: &mut Rng) -> State {
     if mode == Mode::Long && rng.bool() {
         state.gs_base = (WINDOWS[1].raw() - 0x800_0000) + rng.u64(..0x1000_0000);
     }
+    if mode == Mode::Compat16 {
+        // As loading the selectors makes them.
+        (state.fs_base, state.gs_base) = (mode.data_base(), mode.data_base());
+    }
     extended(&mut state.extended, mode, rng);
     state
 }

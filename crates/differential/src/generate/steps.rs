@@ -66,10 +66,10 @@ impl<'a> Builder<'a> {
             self.target(call);
             let length = self.rng.usize(1..6);
             self.plain_sequence(length)?;
-            let ret = if self.long() {
-                Code::Retnq
-            } else {
-                Code::Retnd
+            let ret = match self.forms.mode {
+                Mode::Long => Code::Retnq,
+                Mode::Compat32 => Code::Retnd,
+                Mode::Compat16 => Code::Retnw,
             };
             self.add(Instruction::with(ret));
         }
@@ -111,22 +111,21 @@ impl<'a> Builder<'a> {
         let item = &mut self.items[index];
         if item.is_ip_rel_memory_operand() {
             item.set_memory_displacement64(next);
-        } else if item.op0_kind() == OpKind::NearBranch64 {
-            item.set_near_branch64(next);
         } else {
-            item.set_near_branch32(next as u32);
+            set_branch(item, next);
         }
     }
 
-    fn branch(&mut self, long: Code, compatible: Code) -> usize {
-        let code = if self.long() { long } else { compatible };
+    /// A branch to be given its target: the first form in 64-bit mode, the others in 32 and 16 bits.
+    fn branch(&mut self, forms: [Code; 3]) -> usize {
+        let (code, kind) = match self.forms.mode {
+            Mode::Long => (forms[0], OpKind::NearBranch64),
+            Mode::Compat32 => (forms[1], OpKind::NearBranch32),
+            Mode::Compat16 => (forms[2], OpKind::NearBranch16),
+        };
         let mut instruction = Instruction::default();
         instruction.set_code(code);
-        if self.long() {
-            instruction.set_op0_kind(OpKind::NearBranch64);
-        } else {
-            instruction.set_op0_kind(OpKind::NearBranch32);
-        }
+        instruction.set_op0_kind(kind);
         self.add(instruction)
     }
 
@@ -148,7 +147,12 @@ impl<'a> Builder<'a> {
         if rare && self.rng.u8(..4) != 0 {
             return None;
         }
-        let encoded = operands::build(form, CODE.raw(), self.choice, self.rng)?;
+        let encoded = operands::build(
+            form,
+            CODE.raw() - self.forms.mode.code_base(),
+            self.choice,
+            self.rng,
+        )?;
         let reserved = [self.base, self.counter].map(|r| Register::RAX + r as u32);
         let info = self.info.info(&encoded.instruction);
         let spoils = info.used_registers().iter().any(|used| {
@@ -182,7 +186,7 @@ impl<'a> Builder<'a> {
             if !base.is_gpr() || own.contains(&base) {
                 continue;
             }
-            let mut target = WINDOWS[0].raw() + 0x400;
+            let mut target = WINDOWS[0].raw() + 0x400 - self.forms.mode.data_base();
             target += self.rng.u64(..WRITABLE_BYTES as u64 - 0x800) & !15;
             let mut offset = memory.displacement();
             if memory.index().is_gpr() && memory.index().full_register() != base {
@@ -221,7 +225,7 @@ impl<'a> Builder<'a> {
 
     fn forward_branch(&mut self) -> Option<()> {
         let condition = self.rng.usize(..16);
-        let branch = self.branch(JCC_LONG[condition], JCC_COMPATIBLE[condition]);
+        let branch = self.branch(JCC[condition]);
         let length = self.rng.usize(1..5);
         self.plain_sequence(length)?;
         self.target(branch);
@@ -231,27 +235,23 @@ impl<'a> Builder<'a> {
     fn counted_loop(&mut self) -> Option<()> {
         let counter = wide(self.forms.mode) + self.counter as u32;
         let rounds = self.rng.i32(1..40);
-        let (set, decrement) = if self.long() {
-            (Code::Mov_rm64_imm32, Code::Dec_rm64)
-        } else {
-            (Code::Mov_r32_imm32, Code::Dec_rm32)
+        let (set, decrement) = match self.forms.mode {
+            Mode::Long => (Code::Mov_rm64_imm32, Code::Dec_rm64),
+            Mode::Compat32 => (Code::Mov_r32_imm32, Code::Dec_rm32),
+            Mode::Compat16 => (Code::Mov_r16_imm16, Code::Dec_rm16),
         };
         self.add(Instruction::with2(set, counter, rounds).ok()?);
         let top = self.items.len();
         let length = self.rng.usize(1..8);
         self.sequence(length, Loops::Forbidden)?;
         self.add(Instruction::with1(decrement, counter).ok()?);
-        let back = self.branch(Code::Jne_rel32_64, Code::Jne_rel32_32);
-        if self.long() {
-            self.items[back].set_near_branch64(number(top));
-        } else {
-            self.items[back].set_near_branch32(number(top) as u32);
-        }
+        let back = self.branch([Code::Jne_rel32_64, Code::Jne_rel32_32, Code::Jne_rel16]);
+        set_branch(&mut self.items[back], number(top));
         Some(())
     }
 
     fn call(&mut self) {
-        let call = self.branch(Code::Call_rel32_64, Code::Call_rel32_32);
+        let call = self.branch([Code::Call_rel32_64, Code::Call_rel32_32, Code::Call_rel16]);
         self.calls.push(call);
     }
 
@@ -265,7 +265,7 @@ impl<'a> Builder<'a> {
             self.add(Instruction::with1(Code::Jmp_rm64, register).ok()?);
             lea
         } else {
-            self.branch(Code::Jmp_rel32_64, Code::Jmp_rel32_32)
+            self.branch([Code::Jmp_rel32_64, Code::Jmp_rel32_32, Code::Jmp_rel16])
         };
         let length = self.rng.usize(..3);
         self.plain_sequence(length)?;
@@ -286,47 +286,38 @@ fn number(index: usize) -> u64 {
     index as u64 + 1
 }
 
+fn set_branch(item: &mut Instruction, target: u64) {
+    match item.op0_kind() {
+        OpKind::NearBranch64 => item.set_near_branch64(target),
+        OpKind::NearBranch32 => item.set_near_branch32(target as u32),
+        _ => item.set_near_branch16(target as u16),
+    }
+}
+
+/// What addresses memory, by its first register.
 fn wide(mode: Mode) -> Register {
     match mode {
         Mode::Long => Register::RAX,
         Mode::Compat32 => Register::EAX,
+        Mode::Compat16 => Register::AX,
     }
 }
 
-const JCC_LONG: [Code; 16] = [
-    Code::Jo_rel32_64,
-    Code::Jno_rel32_64,
-    Code::Jb_rel32_64,
-    Code::Jae_rel32_64,
-    Code::Je_rel32_64,
-    Code::Jne_rel32_64,
-    Code::Jbe_rel32_64,
-    Code::Ja_rel32_64,
-    Code::Js_rel32_64,
-    Code::Jns_rel32_64,
-    Code::Jp_rel32_64,
-    Code::Jnp_rel32_64,
-    Code::Jl_rel32_64,
-    Code::Jge_rel32_64,
-    Code::Jle_rel32_64,
-    Code::Jg_rel32_64,
-];
-
-const JCC_COMPATIBLE: [Code; 16] = [
-    Code::Jo_rel32_32,
-    Code::Jno_rel32_32,
-    Code::Jb_rel32_32,
-    Code::Jae_rel32_32,
-    Code::Je_rel32_32,
-    Code::Jne_rel32_32,
-    Code::Jbe_rel32_32,
-    Code::Ja_rel32_32,
-    Code::Js_rel32_32,
-    Code::Jns_rel32_32,
-    Code::Jp_rel32_32,
-    Code::Jnp_rel32_32,
-    Code::Jl_rel32_32,
-    Code::Jge_rel32_32,
-    Code::Jle_rel32_32,
-    Code::Jg_rel32_32,
+const JCC: [[Code; 3]; 16] = [
+    [Code::Jo_rel32_64, Code::Jo_rel32_32, Code::Jo_rel16],
+    [Code::Jno_rel32_64, Code::Jno_rel32_32, Code::Jno_rel16],
+    [Code::Jb_rel32_64, Code::Jb_rel32_32, Code::Jb_rel16],
+    [Code::Jae_rel32_64, Code::Jae_rel32_32, Code::Jae_rel16],
+    [Code::Je_rel32_64, Code::Je_rel32_32, Code::Je_rel16],
+    [Code::Jne_rel32_64, Code::Jne_rel32_32, Code::Jne_rel16],
+    [Code::Jbe_rel32_64, Code::Jbe_rel32_32, Code::Jbe_rel16],
+    [Code::Ja_rel32_64, Code::Ja_rel32_32, Code::Ja_rel16],
+    [Code::Js_rel32_64, Code::Js_rel32_32, Code::Js_rel16],
+    [Code::Jns_rel32_64, Code::Jns_rel32_32, Code::Jns_rel16],
+    [Code::Jp_rel32_64, Code::Jp_rel32_32, Code::Jp_rel16],
+    [Code::Jnp_rel32_64, Code::Jnp_rel32_32, Code::Jnp_rel16],
+    [Code::Jl_rel32_64, Code::Jl_rel32_32, Code::Jl_rel16],
+    [Code::Jge_rel32_64, Code::Jge_rel32_32, Code::Jge_rel16],
+    [Code::Jle_rel32_64, Code::Jle_rel32_32, Code::Jle_rel16],
+    [Code::Jg_rel32_64, Code::Jg_rel32_32, Code::Jg_rel16],
 ];

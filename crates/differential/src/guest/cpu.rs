@@ -10,8 +10,9 @@ use cpu::{CpuState, Exit, FlagsAtFaults, Segment, TableRegister};
 use super::image::{self, Image};
 use super::machine::Machine;
 use super::watchdog::Watchdog;
-use crate::case::{Batch, Case, Ending, Executor, Mode, Outcome, Program, State};
+use crate::case::{Batch, Case, Ending, Executor, Outcome, Program, State};
 use crate::layout::{CODE_BYTES, FILLER, WRITABLE_BYTES};
+use crate::local;
 use x86::control::{Cr0, Cr4, Efer};
 
 /// Whether instructions run one by one.
@@ -206,16 +207,9 @@ fn enter(state: &mut CpuState, case: &State, program: &Program) {
     state.gpr = case.gpr;
     state.rip = program.entry();
     state.rflags = case.rflags;
-    let code = match program.mode {
-        Mode::Long => 0xa0fb,
-        Mode::Compat32 => 0xc0fb,
-    };
-    let [es, cs, ss, ds, fs, gs] = program.mode.selectors().map(data);
+    let [es, cs, ss, ds, fs, gs] = program.mode.selectors().map(segment);
     state.segments.es = es;
-    state.segments.cs = Segment {
-        attributes: code,
-        ..cs
-    };
+    state.segments.cs = cs;
     state.segments.ss = ss;
     state.segments.ds = ds;
     state.segments.fs = Segment {
@@ -226,7 +220,13 @@ fn enter(state: &mut CpuState, case: &State, program: &Program) {
         base: case.gs_base,
         ..gs
     };
-    state.segments.ldtr.unusable = true;
+    state.segments.ldtr = Segment {
+        base: image::ldt_base().raw(),
+        limit: image::LDT_LIMIT,
+        selector: image::LDT_SELECTOR,
+        attributes: 0x82,
+        unusable: false,
+    };
     state.segments.tr = Segment {
         base: image::tss_base().raw(),
         limit: image::TSS_LIMIT,
@@ -266,12 +266,27 @@ fn control_registers(state: &mut CpuState) {
     state.dr7 = 0x400;
 }
 
-fn data(selector: u16) -> Segment {
+/// What loading a selector of either table gives.
+fn segment(selector: u16) -> Segment {
+    if let Some(local) = local::find(selector) {
+        return Segment {
+            base: local.base.raw(),
+            limit: local.limit.into(),
+            selector,
+            attributes: local.attributes(),
+            unusable: false,
+        };
+    }
+    let attributes = match selector & !3 {
+        0x30 => 0xa0fb,
+        0x20 => 0xc0fb,
+        _ => 0xc0f3,
+    };
     Segment {
         base: 0,
         limit: 0xffff_ffff,
         selector,
-        attributes: 0xc0f3,
+        attributes,
         unusable: selector & !3 == 0,
     }
 }

@@ -8,6 +8,7 @@
 use addr::{Gpa, Gva};
 
 use crate::layout::{CODE, CODE_BYTES, DATA_BYTES, PAGE, WINDOWS, WRITABLE_BYTES};
+use crate::local;
 
 /// Bytes of guest RAM.
 pub const RAM_BYTES: usize = 2 << 20;
@@ -41,6 +42,11 @@ pub const GDT_ENTRIES: [u64; 8] = [
 ];
 /// The limit of Linux's GDT.
 pub const GDT_LIMIT: u16 = 16 * 8 - 1;
+/// The selector of the LDT, and where it lies (`GDT_ENTRY_LDT`).
+pub const LDT_SELECTOR: u16 = 0x50;
+const LDT: Gpa = Gpa::new(0x2_0800);
+/// The limit of the LDT.
+pub const LDT_LIMIT: u32 = local::ENTRIES.len() as u32 * 8 - 1;
 /// The limit of the IDT.
 pub const IDT_LIMIT: u16 = 256 * 16 - 1;
 /// The kernel's code and data selectors, and the TSS's.
@@ -129,7 +135,11 @@ impl Image {
         }
         // What Linux keeps the processor's number in (`GDT_ENTRY_CPUNODE`): that of the first.
         self.put(GDT.raw() + 8 * 15, 0x0040_f500_0000_0000);
-        self.put_tss_descriptor();
+        for (index, entry) in local::ENTRIES.iter().enumerate() {
+            self.put(LDT.raw() + 8 * index as u64, entry.descriptor());
+        }
+        self.put_system_descriptor(TSS_SELECTOR, tss_base(), TSS_LIMIT, 0x8b);
+        self.put_system_descriptor(LDT_SELECTOR, ldt_base(), LDT_LIMIT, 0x82);
         self.put(TSS.raw() + 4, kernel_gva(STACK).raw());
         // The I/O bitmap begins beyond the limit: no ports.
         self.put(TSS.raw() + 0x60, 0x68 << 48);
@@ -138,13 +148,12 @@ impl Image {
         }
     }
 
-    fn put_tss_descriptor(&mut self) {
-        let base = tss_base().raw();
-        let at = GDT.raw() + u64::from(TSS_SELECTOR);
-        let low = u64::from(TSS_LIMIT)
-            | (base & 0xff_ffff) << 16
-            | 0x8b << 40
-            | (base >> 24 & 0xff) << 56;
+    /// A TSS's descriptor, or an LDT's (SDM 3A, 9.2.3).
+    fn put_system_descriptor(&mut self, selector: u16, base: Gva, limit: u32, kind: u64) {
+        let base = base.raw();
+        let at = GDT.raw() + u64::from(selector);
+        let low =
+            u64::from(limit) | (base & 0xff_ffff) << 16 | kind << 40 | (base >> 24 & 0xff) << 56;
         self.put(at, low);
         self.put(at + 8, base >> 32);
     }
@@ -202,6 +211,11 @@ pub fn gdt_base() -> Gva {
 /// IDTR's base.
 pub fn idt_base() -> Gva {
     kernel_gva(IDT)
+}
+
+/// The base of the LDT.
+pub fn ldt_base() -> Gva {
+    kernel_gva(LDT)
 }
 
 /// The base of the TSS.

@@ -11,9 +11,10 @@ use std::arch::asm;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering;
 
+use super::local;
 use super::mailbox::{CHILD, Mailbox, PARENT, pass_turn, wait_turn};
 use crate::case::{
-    Case, Ending, Extended, LEGACY_BYTES, Outcome, Program, State, XSAVE_BYTES, YMM_OFFSET,
+    Case, Ending, Extended, LEGACY_BYTES, Mode, Outcome, Program, State, XSAVE_BYTES, YMM_OFFSET,
     selector,
 };
 use crate::layout::{CODE, CODE_BYTES, DATA_BYTES, FILLER, PAGE, WINDOWS, WRITABLE_BYTES};
@@ -74,6 +75,9 @@ pub(super) fn main(mailbox: NonNull<Mailbox>) -> ! {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         if map_windows(sandbox).is_none() || !install_handler() || !start_timer() {
             libc::_exit(1);
+        }
+        if !local::install() {
+            libc::_exit(3);
         }
         stay_on_first_processor();
         sandbox.fs_base = read_fs_base();
@@ -241,6 +245,10 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
             outcome.state.fs_base = fs_base;
             outcome.state.gs_base = gs_base;
             store_outcome(signal, context, outcome);
+            if mailbox.programs[sandbox.loaded as usize].mode == Mode::Compat16 {
+                // Going to a 16-bit stack leaves the kernel's own bits above ESP (Linux, "espfix64").
+                outcome.state.gpr[4] &= 0xffff_ffff;
+            }
             ptr::copy_nonoverlapping(sandbox.data, outcome.memory.as_mut_ptr(), WRITABLE_BYTES);
             sandbox.current += 1;
         }

@@ -17,6 +17,7 @@
 //! microseconds. A timer ends code that doesn't end; seccomp answers system calls with `SIGSYS`.
 
 mod child;
+mod local;
 mod mailbox;
 mod process;
 
