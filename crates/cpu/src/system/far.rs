@@ -156,7 +156,7 @@ impl Context<'_> {
     fn push_return(&mut self, width: Width, next: u64, code: Descriptor) -> Result<Stack, Abort> {
         let mut stack = Stack::current(self.state);
         if self.offer.vendor == Vendor::Amd && self.state.is_64bit() && !code.is_long() {
-            stack.sp &= 0xffff_ffff;
+            stack.narrow();
         }
         let cs = u64::from(self.state.segments.cs.selector);
         stack.push_all(self, &[cs, next], width)?;

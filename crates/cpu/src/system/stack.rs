@@ -83,6 +83,19 @@ impl Stack {
         }
     }
 
+    /// As code that is not of 64 bits sees it.
+    pub(super) fn narrow(&mut self) {
+        self.sp &= 0xffff_ffff;
+        if !self.segment.unusable {
+            self.flat = Flat::No;
+        }
+        self.mask = if self.segment.attributes & attributes::DB != 0 {
+            0xffff_ffff
+        } else {
+            0xffff
+        };
+    }
+
     fn fault(&self) -> Abort {
         Exception::with_code(x86::vector::SS, self.code).into()
     }
