@@ -51,6 +51,11 @@ fn every_form_in_compatibility_mode() {
     singles(Mode::Compat32, Translation::Fast);
 }
 
+#[test]
+fn every_form_in_16_bit_code() {
+    singles(Mode::Compat16, Translation::Fast);
+}
+
 fn programs(mode: Mode) {
     let mut native = NativeCpu::new().unwrap();
     for translation in [Translation::Exact, Translation::Fast, Translation::Stepped] {
@@ -78,4 +83,9 @@ fn whole_programs_in_64_bit_mode() {
 #[test]
 fn whole_programs_in_compatibility_mode() {
     programs(Mode::Compat32);
+}
+
+#[test]
+fn whole_programs_in_16_bit_code() {
+    programs(Mode::Compat16);
 }
