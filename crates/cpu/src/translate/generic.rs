@@ -253,7 +253,7 @@ impl Block<'_> {
             .fields()
             .map(|f| instruction.op_register(u32::from(f.operand)));
         if uses(4, false) && sources.any(|r| r == Register::CH) {
-            self.from_ch_to_rsp(instruction, form, raw);
+            self.ch_to_stack_pointer(instruction, form, raw);
             return;
         }
         // The guest's rcx, or its rsp (as the target of MOVZX and MOVSX), visits the host's rcx.
@@ -280,7 +280,7 @@ impl Block<'_> {
     }
 
     /// `MOVZX`, `MOVSX` and `CRC32` from CH to the stack pointer: both would visit the host's rcx.
-    fn from_ch_to_rsp(&mut self, instruction: &Instruction, form: &Form, raw: &Raw) {
+    fn ch_to_stack_pointer(&mut self, instruction: &Instruction, form: &Form, raw: &Raw) {
         self.high_byte_to_cl(1);
         let mut operands = Operands::default();
         for field in form.fields() {
