@@ -254,7 +254,7 @@ pub(crate) fn statistics(machine: &dyn Machine) -> Result<StatisticsAnswer, Trou
     };
     Ok(StatisticsAnswer {
         machine: machine_counters(&mmu),
-        vcpus: mmu.vcpu_stats().iter().map(|s| vcpu_counters(s)).collect(),
+        vcpus: mmu.vcpu_stats().iter().map(|s| named(&s.named())).collect(),
     })
 }
 
@@ -276,20 +276,6 @@ fn machine_counters(mmu: &Mmu) -> BTreeMap<String, u64> {
         ("mmu_shadow_zapped", shadow.mmu_shadow_zapped),
         ("mmu_pte_write", shadow.mmu_pte_write),
         ("mmu_unsync", shadow.mmu_unsync),
-    ])
-}
-
-fn vcpu_counters(stats: &mmu::stats::VcpuStats) -> BTreeMap<String, u64> {
-    named(&[
-        ("pf_taken", stats.pf_taken.get()),
-        ("pf_fixed", stats.pf_fixed.get()),
-        ("pf_spurious", stats.pf_spurious.get()),
-        ("pf_fast", stats.pf_fast.get()),
-        ("pf_guest", stats.pf_guest.get()),
-        ("pf_emulate", stats.pf_emulate.get()),
-        ("pf_mmio_spte_created", stats.pf_mmio_spte_created.get()),
-        ("tlb_flush", stats.tlb_flush.get()),
-        ("invlpg", stats.invlpg.get()),
     ])
 }
 

@@ -156,19 +156,10 @@ fn of_vm(shared: &Shared) -> [Stat; 5] {
     ]
 }
 
-fn of_vcpu(inner: &Inner) -> [Stat; 8] {
+fn of_vcpu(inner: &Inner) -> Vec<Stat> {
     let counters = inner.core.engine().map(|e| e.mmu().stats().clone());
-    let counters = counters.unwrap_or_default();
-    [
-        counter("pf_taken", counters.pf_taken.get()),
-        counter("pf_fixed", counters.pf_fixed.get()),
-        counter("pf_spurious", counters.pf_spurious.get()),
-        counter("pf_fast", counters.pf_fast.get()),
-        counter("pf_guest", counters.pf_guest.get()),
-        counter("pf_emulate", counters.pf_emulate.get()),
-        counter("tlb_flush", counters.tlb_flush.get()),
-        counter("invlpg", counters.invlpg.get()),
-    ]
+    let named = counters.unwrap_or_default().named().into_iter();
+    named.map(|(name, value)| counter(name, value)).collect()
 }
 
 impl Vm {

@@ -19,9 +19,15 @@ impl Counter {
 
     /// Counts one, in the thread that owns the counter.
     #[inline]
-    pub(crate) fn increment(&self) {
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    /// Counts so many, in the thread that owns the counter.
+    #[inline]
+    pub fn add(&self, count: u64) {
         // Not a read-modify-write: there is one writer.
-        self.0.store(self.get() + 1, Ordering::Relaxed);
+        self.0.store(self.get() + count, Ordering::Relaxed);
     }
 }
 
@@ -62,6 +68,91 @@ pub struct VcpuStats {
     pub tlb_flush: Counter,
     /// Invalidations of one page that the guest asked for.
     pub invlpg: Counter,
+    /// What the CPU on top of the MMU counts.
+    pub engine: EngineStats,
+}
+
+/// What a CPU that translates guest code counts: why its translated code left, and what was
+/// translated. All zero where another CPU sits on the MMU.
+#[derive(Debug, Default)]
+pub struct EngineStats {
+    /// Blocks translated.
+    pub blocks: Counter,
+    /// Instructions in them.
+    pub instructions: Counter,
+    /// Blocks whose code was changed.
+    pub blocks_void: Counter,
+    /// Times that the code cache was full.
+    pub cache_full: Counter,
+    /// An access that the inline TLB does not know, or that no entry may stand for.
+    pub exit_access: Counter,
+    /// Several accesses under one check that failed.
+    pub exit_span: Counter,
+    /// A loop that came to the end of what it knows of its operands.
+    pub exit_loop: Counter,
+    /// A segment that must be checked.
+    pub exit_segment: Counter,
+    /// A direct jump that was not chained.
+    pub exit_link: Counter,
+    /// An indirect jump to a target that no table knows.
+    pub exit_indirect: Counter,
+    /// A block whose page must be looked up again.
+    pub exit_stale: Counter,
+    /// Somebody asked for attention.
+    pub exit_poll: Counter,
+    /// A system instruction.
+    pub exit_system: Counter,
+    /// Another instruction that is run in Rust.
+    pub exit_rust: Counter,
+    /// An exception that the code raised.
+    pub exit_raise: Counter,
+    /// The end of an instruction that ran on copies of its operands.
+    pub exit_commit: Counter,
+    /// A trap of the host.
+    pub exit_trap: Counter,
+}
+
+impl EngineStats {
+    fn named(&self) -> [(&'static str, u64); 17] {
+        [
+            ("tb_blocks", self.blocks.get()),
+            ("tb_instructions", self.instructions.get()),
+            ("tb_blocks_void", self.blocks_void.get()),
+            ("tb_cache_full", self.cache_full.get()),
+            ("tb_exit_access", self.exit_access.get()),
+            ("tb_exit_span", self.exit_span.get()),
+            ("tb_exit_loop", self.exit_loop.get()),
+            ("tb_exit_segment", self.exit_segment.get()),
+            ("tb_exit_link", self.exit_link.get()),
+            ("tb_exit_indirect", self.exit_indirect.get()),
+            ("tb_exit_stale", self.exit_stale.get()),
+            ("tb_exit_poll", self.exit_poll.get()),
+            ("tb_exit_system", self.exit_system.get()),
+            ("tb_exit_rust", self.exit_rust.get()),
+            ("tb_exit_raise", self.exit_raise.get()),
+            ("tb_exit_commit", self.exit_commit.get()),
+            ("tb_exit_trap", self.exit_trap.get()),
+        ]
+    }
+}
+
+impl VcpuStats {
+    /// All counters by name: kvm.ko's, and those of the engine as `tb_…`.
+    pub fn named(&self) -> Vec<(&'static str, u64)> {
+        let mut all = vec![
+            ("pf_taken", self.pf_taken.get()),
+            ("pf_fixed", self.pf_fixed.get()),
+            ("pf_spurious", self.pf_spurious.get()),
+            ("pf_fast", self.pf_fast.get()),
+            ("pf_guest", self.pf_guest.get()),
+            ("pf_emulate", self.pf_emulate.get()),
+            ("pf_mmio_spte_created", self.pf_mmio_spte_created.get()),
+            ("tlb_flush", self.tlb_flush.get()),
+            ("invlpg", self.invlpg.get()),
+        ];
+        all.extend(self.engine.named());
+        all
+    }
 }
 
 /// What belongs to the whole VM.

@@ -62,6 +62,11 @@ impl Vcpu {
         self.forget_jumps();
     }
 
+    fn make_room(&mut self) {
+        self.counters().cache_full.increment();
+        self.forget_translations();
+    }
+
     fn forget_pages(&mut self) {
         self.view().tlb().flush_code();
     }
@@ -112,6 +117,10 @@ impl Vcpu {
     pub(super) fn find(&mut self, extra: u32) -> Result<u32, Abort> {
         let linear = self.linear_ip()?;
         self.memory.mmu.set_instruction(self.state().rip);
+        if !self.cache.has_room(MAX_BLOCK_BYTES) {
+            // What leads to blocks that are there already needs some, too.
+            self.make_room();
+        }
         let mut context = self.context;
         context.mode = context.mode.with(extra | self.extra);
         let mut page = self.code_page(linear, context)?;
@@ -203,7 +212,7 @@ impl Vcpu {
         for host in voided {
             for number in self.blocks.remove_host_page(host) {
                 if !self.cache.has_room(MAX_BLOCK_BYTES) {
-                    self.forget_translations();
+                    self.make_room();
                     return;
                 }
                 self.void_block(number);
@@ -214,6 +223,7 @@ impl Vcpu {
 
     /// Makes a block's entries lead out, and then to the block that takes its place.
     fn void_block(&mut self, number: u32) {
+        self.counters().blocks_void.increment();
         let block = self.blocks.blocks[number as usize];
         for entry in [Some(block.plain), block.checked].into_iter().flatten() {
             let site = self.add_site(block.rip, Reason::Link { patch: entry + 1 });
@@ -242,7 +252,7 @@ impl Vcpu {
         mut page: u32,
     ) -> Result<u32, Abort> {
         if !self.cache.has_room(2 * MAX_BLOCK_BYTES) {
-            self.forget_translations();
+            self.make_room();
             page = self.code_page(linear, context)?;
         }
         let rest = 4096 - linear.page_offset(PageSize::Size4K) as usize;
@@ -375,6 +385,9 @@ impl Vcpu {
         page: u32,
         second: Option<u32>,
     ) -> u32 {
+        let counters = self.counters();
+        counters.blocks.increment();
+        counters.instructions.add(self.translator.decoded() as u64);
         let start = self.cache.used();
         let marks = self.tables.marks.len() as u32;
         let code = self

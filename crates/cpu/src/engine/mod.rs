@@ -5,6 +5,7 @@ mod bounce;
 mod cache;
 mod code_map;
 mod context;
+mod count;
 mod enter;
 mod fast;
 mod filled;
@@ -21,6 +22,7 @@ mod rust;
 mod segments;
 mod signals;
 mod sites;
+mod spans;
 mod strings;
 mod tlb;
 #[cfg(test)]

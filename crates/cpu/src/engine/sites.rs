@@ -12,7 +12,7 @@ use super::segments::{bad_address, checked, is_canonical, segment};
 use super::vcpu::{BlockLength, Vcpu};
 use crate::state::gpr::{RCX, RDI, RSI, RSP};
 use crate::system::{self, Abort, Next};
-use crate::translate::{Access, Branch, LoopMiss, Mode, Reason, STREAMS, Site, Span, Use};
+use crate::translate::{Access, Branch, LoopMiss, Reason, STREAMS, Site, Use};
 use crate::{Exception, HostFault, Platform};
 
 /// MXCSR.MM of AMD's CPUs: misaligned operands are allowed (APM 1, 4.5.3).
@@ -51,9 +51,10 @@ impl Vcpu {
     /// Does what this site is for.
     pub(super) fn handle(&mut self, site: u32, platform: &mut dyn Platform) -> Result<Then, Abort> {
         let Site { rip, reason } = self.tables.sites[site as usize];
+        self.count(&reason);
         match reason {
             Reason::Access(access) => self.on_access(rip, &access, platform),
-            Reason::Span(access, span) => self.on_span(rip, &access, span, platform),
+            Reason::Span(access, span) => self.on_span(site, &access, span, platform),
             Reason::Loop(miss) => Ok(self.on_loop(rip, &miss)),
             Reason::Link { patch } => self.on_link(rip, patch),
             Reason::Indirect => self.on_indirect(),
@@ -114,7 +115,7 @@ impl Vcpu {
         })
     }
 
-    fn resume(&self, access: &Access) -> Then {
+    pub(super) fn resume(&self, access: &Access) -> Then {
         Then::Enter(self.cache.base() + u64::from(access.resume))
     }
 
@@ -126,7 +127,7 @@ impl Vcpu {
             && !is_canonical(gva.raw().wrapping_sub(segment(state, number).base), state)
     }
 
-    fn on_access(
+    pub(super) fn on_access(
         &mut self,
         rip: u64,
         access: &Access,
@@ -248,31 +249,6 @@ impl Vcpu {
         matches!(filled, Ok(Resolved::Addend(_))) && self.memory.late.is_empty()
     }
 
-    /// A span that isn't in the TLB: the first access alone, then once more the span.
-    fn on_span(
-        &mut self,
-        rip: u64,
-        access: &Access,
-        span: Span,
-        platform: &mut dyn Platform,
-    ) -> Result<Then, Abort> {
-        let low = self.frame().t0;
-        self.frame_mut().t0 = low.wrapping_add((span.first - span.low) as u64);
-        let then = self.on_access(rip, access, platform)?;
-        if then != self.resume(access) {
-            return Ok(then);
-        }
-        let low = Gva::new(low);
-        let length = (span.high - span.low) as u64;
-        let view = self.context.mode.view();
-        let tlb_has = self.view().tlb().find(view, low, length, span.writes);
-        if tlb_has.is_some() {
-            return Ok(then);
-        }
-        let number = self.find(Mode::UNSHARED)?;
-        Ok(self.enter_block(number))
-    }
-
     fn on_segment(&mut self, rip: u64, access: &Access) -> Result<Then, Abort> {
         self.set_rip(rip);
         let offset = self.frame().t0 as u32;
@@ -295,7 +271,7 @@ impl Vcpu {
         Ok(self.resume(access))
     }
 
-    fn enter_block(&self, number: u32) -> Then {
+    pub(super) fn enter_block(&self, number: u32) -> Then {
         let plain = self.blocks.blocks[number as usize].plain;
         Then::Enter(self.cache.base() + u64::from(plain))
     }

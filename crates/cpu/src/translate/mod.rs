@@ -249,6 +249,11 @@ impl Translator {
         self.live.first().is_none_or(|live| *live)
     }
 
+    /// How many instructions [`Self::decode`] found.
+    pub(crate) fn decoded(&self) -> usize {
+        self.decoded.len()
+    }
+
     /// Writes the host code for what [`Self::decode`] found; it is to run at `base + start`.
     pub(crate) fn translate(
         &mut self,
@@ -474,6 +479,10 @@ impl Block<'_> {
                 self.asm.mov(Width::B64, T0, cold.address);
             }
             self.exit(cold.site);
+            let exit = self.here() - 4;
+            if let Reason::Span(_, span) = &mut self.tables.sites[cold.site as usize].reason {
+                span.exit = exit;
+            }
         }
     }
 

@@ -65,6 +65,8 @@ pub(crate) struct Span {
     pub(crate) first: i32,
     /// Whether any of them writes.
     pub(crate) writes: bool,
+    /// Offset in the cache of the displacement of the jump by which its cold stub leaves.
+    pub(crate) exit: u32,
 }
 
 /// What an indirect branch did before it jumped.

@@ -7,8 +7,9 @@
 //!
 //! A run ends at the first instruction that needs `t1` itself or is not known well enough. Where the
 //! span's check fails the first access is resolved alone, so that it faults as it should; if the span
-//! then still fails (it crosses a page), the code goes on in a translation without spans
-//! ([`Mode::UNSHARED`]).
+//! then still fails, the code goes on in a translation without spans ([`Mode::UNSHARED`]). A span that
+//! crosses a page does so each time that the code is run (a stack frame, say), so the cold stub of its
+//! check then leads to that translation directly (`engine::spans`).
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
@@ -339,6 +340,7 @@ fn plan_span(
         high: first.disp + first.size,
         first: first.disp,
         writes: first.writes,
+        exit: 0,
     };
     let mut delta = 0;
     let mut end = at + 1;

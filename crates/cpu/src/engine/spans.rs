@@ -1,0 +1,87 @@
+//! Several accesses under one check, where the check fails (see `translate::window`).
+//!
+//! The first access is done alone, so that it faults as it should. Where the span then still isn't
+//! in the TLB, the code goes on in a translation without spans.
+//!
+//! A stack frame that crosses a page does so in each round of a loop, and in each process whose stack
+//! happens to lie so. Its way to the other translation must not lead through here each time: after
+//! the first time the cold stub leads to a *detour*,
+//!
+//! ```text
+//!   same page?      no: the translation without spans
+//!   leave           yes: the TLB doesn't know the page
+//! ```
+//!
+//! It stands on the same page as the code that it is reached from, in the same context, so it needs
+//! no check of its own; and when that page becomes void, both do. A block whose own code crosses a
+//! page has two to be checked, and gets no detour.
+
+use addr::{Address, Gva};
+
+use super::sites::Then;
+use super::vcpu::Vcpu;
+use crate::Platform;
+use crate::emit::asm::Width;
+use crate::emit::{Asm, Mem, Reg};
+use crate::system::Abort;
+use crate::translate::{Access, Mode, SCRATCH, Span, T0, T1, emit_exit};
+
+/// With where a span of `length` bytes begins in `T0`: goes to `elsewhere` if it crosses a page, else
+/// leaves by `site`. Keeps flags.
+fn emit_detour(asm: &mut Asm, length: i32, elsewhere: u64, site: u32, leave: u64) {
+    asm.lea(Width::B64, SCRATCH, Mem::base(T0, length - 1));
+    asm.shrx(SCRATCH, SCRATCH, Reg::RSP);
+    asm.shrx(T1, T0, Reg::RSP);
+    asm.not(T1);
+    asm.lea(Width::B64, SCRATCH, Mem::indexed(SCRATCH, T1, 0, 1));
+    let same = asm.jrcxz();
+    asm.jmp_to(elsewhere);
+    asm.bind(same);
+    emit_exit(asm, site, leave);
+}
+
+impl Vcpu {
+    /// A span that isn't in the TLB: the first access alone, then once more the span.
+    pub(super) fn on_span(
+        &mut self,
+        site: u32,
+        access: &Access,
+        span: Span,
+        platform: &mut dyn Platform,
+    ) -> Result<Then, Abort> {
+        let rip = self.tables.sites[site as usize].rip;
+        let low = self.frame().t0;
+        self.frame_mut().t0 = low.wrapping_add((span.first - span.low) as u64);
+        let then = self.on_access(rip, access, platform)?;
+        if then != self.resume(access) {
+            return Ok(then);
+        }
+        let low = Gva::new(low);
+        let length = (span.high - span.low) as u64;
+        let view = self.context.mode.view();
+        let tlb_has = self.view().tlb().find(view, low, length, span.writes);
+        if tlb_has.is_some() {
+            return Ok(then);
+        }
+        let before = (self.generation, self.seen_voids);
+        let number = self.find(Mode::UNSHARED)?;
+        let crosses = low.frame() != low.wrapping_add(length - 1).frame();
+        if crosses && before == (self.generation, self.seen_voids) {
+            self.detour(site, span, number);
+        }
+        Ok(self.enter_block(number))
+    }
+
+    /// Lets the cold stub of a span lead to a block without spans where the span crosses a page.
+    fn detour(&mut self, site: u32, span: Span, number: u32) {
+        let block = self.blocks.blocks[number as usize];
+        if block.second.is_some() || !self.may_chain() {
+            return;
+        }
+        let entry = self.emit(|asm, base| {
+            let elsewhere = base + u64::from(block.plain);
+            emit_detour(asm, span.high - span.low, elsewhere, site, base);
+        });
+        self.cache.patch_jump(span.exit, entry);
+    }
+}
