@@ -5,6 +5,7 @@ mod fault_cost;
 mod gate;
 mod guest_tests;
 mod harness;
+mod hostile;
 mod layers;
 mod readme;
 mod rust_vmm;
@@ -38,6 +39,8 @@ enum Task {
     RustVmm,
     /// Whole guests under strain: memory, processes, disks, other kernels, power cuts
     GuestTests(guest_tests::Options),
+    /// Broken images, changing disks and a guest that pokes every register, for minutes
+    Hostile(hostile::Options),
     /// What listening to faults costs a boot
     FaultCost,
     /// The same guest on our CPU and on QEMU's TCG: processor time, side by side
@@ -56,6 +59,7 @@ fn main() -> Result<()> {
         Task::Selftests(options) => selftests::main(&options),
         Task::RustVmm => rust_vmm::main(),
         Task::GuestTests(options) => guest_tests::main(&options),
+        Task::Hostile(options) => hostile::main(&options),
         Task::FaultCost => fault_cost::main(),
         Task::CompareTcg(options) => compare_tcg::main(&options),
         Task::Differential(arguments) => harness::run("differential", &arguments),

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 /// `fourfold ARGS`, with a cache of the tests' own.
@@ -115,6 +116,24 @@ fn a_refusal_says_what_where_and_why() {
         let errors = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
         assert!(errors.contains(expected), "{args:?}: {errors}");
+    }
+}
+
+/// A KVM that would take half an hour is refused before anything is fetched or booted.
+#[test]
+fn a_software_kvm_is_refused_and_a_real_one_boots() {
+    let began = Instant::now();
+    let output = fourfold(&["run", "--accel", "kvm", "--exec", "true"]);
+    let errors = text(&output.stderr);
+    match output.status.code() {
+        Some(0) => {}
+        Some(3) => {
+            assert!(errors.contains("/dev/kvm"), "{errors}");
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(20), "{took:?}: {errors}");
+        }
+        Some(125) if errors.contains("fetching the default guest:") => {}
+        other => panic!("{other:?}: {errors}"),
     }
 }
 

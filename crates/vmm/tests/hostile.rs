@@ -49,6 +49,41 @@ fn broken_images_end_in_an_error_or_a_short_life() {
     assert!(cases > 50 && refused > 0 && refused < cases);
 }
 
+/// The same, made as the fuzz target `boot_image` makes them.
+#[test]
+fn images_of_any_bytes_end_in_an_error_or_a_short_life() {
+    let (end, first) = budget(Duration::from_secs(3));
+    let mut cases = 0;
+    while Instant::now() < end {
+        let mut garbage = Garbage::new(first + cases);
+        let len = 1 + garbage.below(60);
+        let image = images::from_bytes(&garbage.bytes(len));
+        let life = Life::of_image(&image, &mut garbage);
+        if let Err(message) = life.live(Duration::from_millis(1)) {
+            assert!(!message.is_empty(), "an error without a word");
+        }
+        cases += 1;
+    }
+    println!("{cases} images");
+    assert!(cases > 25);
+}
+
+/// The disk is cut, grows and changes while such a guest uses it.
+#[test]
+fn a_disk_that_changes_under_its_guest_harms_nothing() {
+    let (end, first) = budget(Duration::from_secs(3));
+    let mut lives = 0;
+    while Instant::now() < end {
+        let seed = first + lives;
+        let life = Life::of_guest(&guest::image(seed), seed);
+        let ending = life.live_on_a_changing_disk(Duration::from_millis(400));
+        ending.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        lives += 1;
+    }
+    println!("{lives} lives on a changing disk");
+    assert!(lives > 1);
+}
+
 /// A guest on two vCPUs that pokes whatever there is, life after life.
 #[test]
 fn a_guest_that_pokes_everything_harms_nothing() {

@@ -6,7 +6,7 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Options;
+use super::{Options, Part};
 use crate::workspace;
 
 /// Kernel, initial RAM disk and command line.
@@ -29,7 +29,7 @@ impl Guest {
         Ok(Self {
             kernel,
             initrd,
-            command_line: format!("console=ttyS0 panic=-1 {}", options.append),
+            command_line: format!("console=ttyS0 panic=-1 {}{}", options.append, Part::PLACE),
         })
     }
 }

@@ -4,12 +4,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Options;
 use super::guest::Guest;
+use super::{Options, Part};
 use crate::workspace;
 
 /// What a workload took.
@@ -18,9 +18,13 @@ pub(super) struct Time {
     pub(super) name: String,
     /// How many times the thing was done.
     pub(super) count: u32,
-    /// Processor time.
     pub(super) seconds: f64,
 }
+
+/// Rows of every run: processor time, and time on the clock on the wall.
+pub(super) const FIRST_PROCESS: [&str; 2] = ["first process", "first process, wall"];
+/// The same until the emulator has ended.
+pub(super) const POWER_OFF: [&str; 2] = ["power-off", "power-off, wall"];
 
 /// Those of one run, in order.
 pub(super) type Times = Vec<Time>;
@@ -108,21 +112,29 @@ impl Side {
     }
 
     /// Boots once, to the guest's end.
-    pub(super) fn run(&self) -> Result<Times> {
+    pub(super) fn run(&self, part: Part) -> Result<Times> {
+        let arguments = self.arguments.iter().map(|text| part.fill_in(text));
+        let began = Instant::now();
+        let before = processor_time_of_children();
         let mut child = Command::new(&self.program)
-            .args(&self.arguments)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("can't start {}", self.program))?;
-        let times = watch(&mut child);
+        let times = watch(&mut child, began);
         if times.is_err() {
             let _ = child.kill();
         }
         let status = child.wait()?;
-        let times = times.with_context(|| format!("{} ({status})", self.name))?;
+        let mut times = times.with_context(|| format!("{} ({status})", self.name))?;
         ensure!(status.success(), "{} ended with {status}", self.name);
+        if part == Part::Boot {
+            let used = processor_time_of_children() - before;
+            times.push(time(POWER_OFF[0], 1, used));
+            times.push(time(POWER_OFF[1], 1, began.elapsed().as_secs_f64()));
+        }
         Ok(times)
     }
 }
@@ -132,7 +144,7 @@ fn text(path: &Path) -> String {
 }
 
 /// Reads the console to its end.
-fn watch(child: &mut Child) -> Result<Times> {
+fn watch(child: &mut Child, started: Instant) -> Result<Times> {
     let console = child.stdout.take().context("no console")?;
     let process = child.id();
     let mut times = Times::new();
@@ -147,7 +159,9 @@ fn watch(child: &mut Child) -> Result<Times> {
         match (words.next(), words.next()) {
             (Some("begin"), Some(_)) => {
                 if times.is_empty() {
-                    times.push(time("boot", 1, last));
+                    times.push(time(FIRST_PROCESS[0], 1, last));
+                    let wall = started.elapsed().as_secs_f64();
+                    times.push(time(FIRST_PROCESS[1], 1, wall));
                 }
                 begun = last;
             }
@@ -158,9 +172,6 @@ fn watch(child: &mut Child) -> Result<Times> {
             _ => {}
         }
         lines.push(line);
-    }
-    if times.is_empty() {
-        times.push(time("boot", 1, last));
     }
     ensure!(last > 0.0, "nothing on the console");
     Ok(times)
@@ -185,4 +196,17 @@ fn processor_time(process: u32) -> Option<f64> {
         nanoseconds += statistics.split_whitespace().next()?.parse::<u64>().ok()?;
     }
     (nanoseconds > 0).then_some(Duration::from_nanos(nanoseconds).as_secs_f64())
+}
+
+/// What all children that have ended have used up (`proc_pid_stat(5)`, fields 16 and 17).
+fn processor_time_of_children() -> f64 {
+    const TICKS: f64 = 100.0;
+    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field may hold anything, but ends with the last parenthesis.
+    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = fields.split_whitespace().skip(13).take(2);
+    ticks
+        .filter_map(|text| text.parse::<f64>().ok())
+        .sum::<f64>()
+        / TICKS
 }

@@ -98,10 +98,12 @@ fn boot_again(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> R
 
 /// One boot, and those that follow it because the guest resets itself.
 fn boot_to_end(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> Result<Ending> {
+    let timeout = plan.timeout;
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
         let run = match &plan.exec {
-            None => run_interactive(plan, choice, boot, control)?,
-            Some(_) => run_command(plan, choice, boot, control)?,
+            None => run_interactive(plan, choice, boot, control, deadline)?,
+            Some(_) => run_command(plan, choice, boot, control, deadline)?,
         };
         match run {
             Finished::Again => {}
@@ -230,6 +232,7 @@ fn run_interactive(
     choice: &Choice,
     boot: &Boot,
     control: &Control,
+    deadline: Option<Instant>,
 ) -> Result<Finished> {
     let output: SerialOutput = match &plan.serial {
         SerialTarget::Stdio => Box::new(io::stdout()),
@@ -240,7 +243,7 @@ fn run_interactive(
         }
     };
     let machine = machine(plan, choice, boot, [output, nowhere(), nowhere()])?;
-    stop_after(plan.timeout, &machine);
+    stop_at(deadline, &machine);
     let _attached = control.attach(plan, &machine)?;
     let outcome = if plan.serial == SerialTarget::Stdio {
         let _console = Console::attach(machine.com1(), machine.stopper());
@@ -255,7 +258,13 @@ fn run_interactive(
     })
 }
 
-fn run_command(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> Result<Finished> {
+fn run_command(
+    plan: &Plan,
+    choice: &Choice,
+    boot: &Boot,
+    control: &Control,
+    deadline: Option<Instant>,
+) -> Result<Finished> {
     let capture = Capture::new(&boot.nonce, io::stdout());
     let log = Log::new(match plan.serial {
         SerialTarget::Stdio => LogDestination::Shown,
@@ -267,7 +276,7 @@ fn run_command(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> 
         Box::new(io::stderr()),
     ];
     let machine = machine(plan, choice, boot, serial)?;
-    stop_after(plan.timeout, &machine);
+    stop_at(deadline, &machine);
     let _attached = control.attach(plan, &machine)?;
     let outcome = machine.run();
     if let Some(code) = capture.code() {
@@ -284,11 +293,12 @@ fn run_command(plan: &Plan, choice: &Choice, boot: &Boot, control: &Control) -> 
     Ok(Finished::With(Ending::CommandNotRun(message)))
 }
 
-fn stop_after(timeout: Option<Duration>, machine: &Machine) {
-    if let Some(timeout) = timeout {
+/// Stops the machine when the time is over; it may have been reset before.
+fn stop_at(deadline: Option<Instant>, machine: &Machine) {
+    if let Some(deadline) = deadline {
         let stopper = machine.stopper();
         thread::spawn(move || {
-            thread::sleep(timeout);
+            thread::sleep(deadline.saturating_duration_since(Instant::now()));
             stopper.stop();
         });
     }

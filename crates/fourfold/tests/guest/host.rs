@@ -16,9 +16,11 @@ const TIMEOUT: &str = "900";
 /// `fourfold run ARGS` on `user`, with a cache of the tests' own.
 pub(crate) fn run(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fourfold"));
+    command.args(["run", "--accel", "user"]).args(args);
+    if !args.contains(&"--timeout") {
+        command.args(["--timeout", TIMEOUT]);
+    }
     command
-        .args(["run", "--accel", "user", "--timeout", TIMEOUT])
-        .args(args)
         .env("XDG_CACHE_HOME", scratch().join("cache"))
         .stdin(Stdio::null());
     command

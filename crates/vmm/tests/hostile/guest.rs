@@ -86,8 +86,8 @@ fn poke(code: &mut Vec<u8>, garbage: &mut Garbage) {
     }
 }
 
-/// A port that is somebody's, or any; but not those by which a machine is switched off or reset:
-/// these end a life too soon.
+/// A port that is somebody's, or any; rarely one of those by which a machine is switched off or
+/// reset: these end a life too soon.
 fn port(garbage: &mut Garbage) -> u16 {
     let port = match garbage.below(8) {
         0 => 0x20 + garbage.below(2) as u16,
@@ -100,7 +100,7 @@ fn port(garbage: &mut Garbage) -> u16 {
         _ => garbage.next() as u16,
     };
     match port {
-        0x64 | 0x601..0x606 | 0xcf9 => 0x80,
+        0x64 | 0x601..0x606 | 0xcf9 if garbage.below(200) > 0 => 0x80,
         port => port,
     }
 }

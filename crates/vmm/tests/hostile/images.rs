@@ -14,6 +14,42 @@ pub(crate) fn originals() -> Vec<Vec<u8>> {
     ]
 }
 
+/// An image that these bytes describe: as they stand, or one of the originals with changes, five
+/// bytes each: where (two), what (two), and how.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Vec<u8> {
+    let originals = originals();
+    let Some((choice, rest)) = bytes.split_first() else {
+        return Vec::new();
+    };
+    let Some(original) = originals.get(usize::from(*choice) % (originals.len() + 1)) else {
+        return rest.to_vec();
+    };
+    let mut image = original.clone();
+    for change in rest.chunks_exact(5) {
+        let [a, b, c, d, how] = change else { continue };
+        let at = usize::from(u16::from_le_bytes([*a, *b])) % image.len().max(1);
+        let value = u16::from_le_bytes([*c, *d]);
+        match how % 4 {
+            0 => image.truncate(at.max(1)),
+            1 => image[at] = *c,
+            2 => put(&mut image, at, &value.to_le_bytes()),
+            // The high half of a number of 64 bits, or all of one of 32.
+            _ => put(
+                &mut image,
+                at,
+                &(u32::from(value) << 16 | 0xffff).to_le_bytes(),
+            ),
+        }
+    }
+    image
+}
+
+fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
+    for (to, from) in image.iter_mut().skip(at).zip(bytes) {
+        *to = *from;
+    }
+}
+
 /// A second program header, of a note that gives the 32-bit entry.
 fn with_pvh_note(elf: &[u8]) -> Vec<u8> {
     const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;

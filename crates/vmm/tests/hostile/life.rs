@@ -2,10 +2,11 @@
 
 use std::{
     fs, io,
-    path::PathBuf,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -42,6 +43,23 @@ fn temporary(name: &str, content: &[u8]) -> PathBuf {
 fn user() -> Arc<dyn Accelerator> {
     let choice = choose(Preference::User(Config::default()));
     choice.expect("`user` runs wherever tests do").accelerator
+}
+
+/// Cuts a disk, lets it grow, and writes to it.
+fn meddle(disk: &Path, over: &AtomicBool) {
+    let mut garbage = Garbage::new(u64::from(std::process::id()));
+    while !over.load(Ordering::Relaxed) {
+        // It is gone once its machine has ended.
+        let Ok(file) = fs::OpenOptions::new().write(true).open(disk) else {
+            return;
+        };
+        file.set_len(garbage.below(2 * DISK as usize) as u64)
+            .unwrap();
+        let len = garbage.below(4096);
+        file.write_all_at(&garbage.bytes(len), garbage.below(DISK as usize) as u64)
+            .unwrap();
+        thread::sleep(Duration::from_micros(500));
+    }
 }
 
 impl Life {
@@ -95,6 +113,20 @@ impl Life {
             },
             files: vec![kernel],
         }
+    }
+
+    /// The same, while somebody on the host changes the size of its disk and what is on it.
+    pub(crate) fn live_on_a_changing_disk(self, limit: Duration) -> Result<Outcome, String> {
+        let disk = self.files.last().expect("a guest's disk").clone();
+        let over = Arc::new(AtomicBool::new(false));
+        let meddling = {
+            let over = over.clone();
+            thread::spawn(move || meddle(&disk, &over))
+        };
+        let outcome = self.live(limit);
+        over.store(true, Ordering::Relaxed);
+        meddling.join().unwrap();
+        outcome
     }
 
     /// Builds and runs it, at most for so long; an error is why it can't be built.
