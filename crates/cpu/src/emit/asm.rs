@@ -115,36 +115,81 @@ pub(crate) enum Map {
     Of38 = 2,
 }
 
+/// Copies bytes, few as a rule, without a call for so little.
+#[inline]
+pub(crate) fn copy_short(to: &mut [u8], from: &[u8]) {
+    /// Both ends, which overlap or meet.
+    fn ends<const N: usize>(to: &mut [u8], from: &[u8]) {
+        let last = from.len() - N;
+        to[..N].copy_from_slice(&from[..N]);
+        to[last..last + N].copy_from_slice(&from[last..]);
+    }
+    match from.len() {
+        0 => {}
+        1 => to[0] = from[0],
+        2..4 => ends::<2>(to, from),
+        4..8 => ends::<4>(to, from),
+        8..=16 => ends::<8>(to, from),
+        _ => to.copy_from_slice(from),
+    }
+}
+
+/// Bytes of code that the buffer takes: a power of two, and more than the longest block has.
+pub(crate) const SPACE: usize = 64 * 1024;
+/// More than is ever written at once.
+const SLACK: usize = 64;
+
 /// The code buffer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Asm {
-    code: Vec<u8>,
+    /// The buffer; what is beyond `used` means nothing.
+    code: Box<[u8; SPACE + SLACK]>,
+    used: usize,
     /// The address at which `code[0]` will run.
     base: u64,
+}
+
+impl Default for Asm {
+    fn default() -> Self {
+        const { assert!(SPACE.is_power_of_two()) };
+        let code = vec![0; SPACE + SLACK].into_boxed_slice();
+        Self {
+            code: code.try_into().expect("it was made this long"),
+            used: 0,
+            base: 0,
+        }
+    }
 }
 
 impl Asm {
     /// Starts afresh; the code will run at `base`.
     pub(crate) fn reset(&mut self, base: u64) {
-        self.code.clear();
+        self.used = 0;
         self.base = base;
     }
 
     pub(crate) fn code(&self) -> &[u8] {
-        &self.code
+        assert!(self.used < SPACE, "a block of {} bytes", self.used);
+        &self.code[..self.used]
     }
 
     /// Bytes emitted so far.
     pub(crate) fn here(&self) -> usize {
-        self.code.len()
+        self.used
     }
 
+    #[inline]
     pub(crate) fn byte(&mut self, b: u8) {
-        self.code.push(b);
+        // Masked, which spares the check; `code` looks whether it was ever too much.
+        self.code[self.used & (SPACE - 1)] = b;
+        self.used += 1;
     }
 
+    #[inline]
     pub(crate) fn bytes(&mut self, b: &[u8]) {
-        self.code.extend_from_slice(b);
+        let at = self.used & (SPACE - 1);
+        copy_short(&mut self.code[at..at + b.len()], b);
+        self.used += b.len();
     }
 
     fn imm32(&mut self, v: i32) {
@@ -419,7 +464,7 @@ impl Asm {
 
     /// The address of what is emitted next.
     pub(crate) fn address(&self) -> u64 {
-        self.base + self.code.len() as u64
+        self.base + self.used as u64
     }
 
     /// `jmp` to a fixed place in the code cache.
@@ -429,7 +474,7 @@ impl Asm {
     }
 
     fn rel_to(&mut self, target: u64) {
-        let next = self.base + self.code.len() as u64 + 4;
+        let next = self.base + self.used as u64 + 4;
         self.imm32(target.wrapping_sub(next) as i32);
     }
 
@@ -456,23 +501,23 @@ impl Asm {
     /// `jrcxz` over less than 128 bytes: no flags.
     pub(crate) fn jrcxz(&mut self) -> Fixup {
         self.bytes(&[0xe3, 0]);
-        Fixup::Rel8(self.code.len() - 1)
+        Fixup::Rel8(self.used - 1)
     }
 
     /// `loop`-like one-byte jumps with an 8-bit displacement.
     pub(crate) fn jump8(&mut self, opcode: u8) -> Fixup {
         self.bytes(&[opcode, 0]);
-        Fixup::Rel8(self.code.len() - 1)
+        Fixup::Rel8(self.used - 1)
     }
 
     fn hole32(&mut self) -> Fixup {
         self.imm32(0);
-        Fixup::Rel32(self.code.len() - 4)
+        Fixup::Rel32(self.used - 4)
     }
 
     /// Lets a jump lead here.
     pub(crate) fn bind(&mut self, fixup: Fixup) {
-        let here = self.code.len();
+        let here = self.used;
         match fixup {
             Fixup::Rel8(at) => {
                 let distance = here - (at + 1);

@@ -6,7 +6,7 @@
 //! register fields and the memory form are exchanged. Only legacy and VEX encodings are known here;
 //! others are not offered to guests.
 
-use super::asm::{Asm, Mem, Reg};
+use super::asm::{Asm, Mem, Reg, copy_short};
 
 /// The fields of one instruction.
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +171,7 @@ impl Raw {
             at += 1 + memory_form_length(modrm, next, address_size);
         }
         let tail = &bytes[at..];
-        raw.tail[..tail.len()].copy_from_slice(tail);
+        copy_short(&mut raw.tail[..tail.len()], tail);
         raw.tail_len = tail.len() as u8;
         raw
     }

@@ -198,6 +198,12 @@ impl Blocks {
 
     /// The block whose code holds this offset of the cache.
     pub(crate) fn block_at(&self, offset: u32) -> Option<&Block> {
+        // Where new code runs into more of it, the one before the last is asked for.
+        if let [.., before, last] = &self.blocks[..]
+            && (before.plain..last.plain).contains(&offset)
+        {
+            return Some(before).filter(|b| offset < b.end);
+        }
         let next = self.blocks.partition_point(|b| b.plain <= offset);
         self.blocks[..next].last().filter(|b| offset < b.end)
     }

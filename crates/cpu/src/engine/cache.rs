@@ -15,7 +15,12 @@ pub(crate) struct CodeCache {
     run: *const u8,
     size: usize,
     used: usize,
+    /// Up to here both mappings have their pages.
+    touched: usize,
 }
+
+/// So much space gets its pages at once: one by one, each costs two page faults.
+const STEP: usize = 256 * 1024;
 
 // SAFETY: the mappings belong to the value and are not tied to a thread.
 unsafe impl Send for CodeCache {}
@@ -68,6 +73,7 @@ impl CodeCache {
             run,
             size,
             used: 0,
+            touched: 0,
         })
     }
 
@@ -111,9 +117,25 @@ impl CodeCache {
     pub(crate) fn push(&mut self, code: &[u8]) -> u32 {
         assert!(self.has_room(code.len()));
         let offset = self.used;
+        if offset + code.len() > self.touched {
+            self.touch();
+        }
         self.write(offset, code);
         self.used += code.len();
         offset as u32
+    }
+
+    /// Has the host give pages to what is used next. Where it can't (before Linux 5.14), they come one
+    /// by one.
+    fn touch(&mut self) {
+        let length = STEP.min(self.size - self.touched);
+        let populate = |start: *mut u8, advice| {
+            // SAFETY: inside the mapping; contents stay as they are.
+            unsafe { libc::madvise(start.add(self.touched).cast(), length, advice) };
+        };
+        populate(self.write, libc::MADV_POPULATE_WRITE);
+        populate(self.run.cast_mut(), libc::MADV_POPULATE_READ);
+        self.touched += length;
     }
 
     /// Takes back all space behind `used`.

@@ -13,9 +13,12 @@
 //! - Bytes are written first, then the page is logged, then the other vCPUs are asked to look.
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use addr::{Address, Hfn, Hva, PageSize};
+
+use super::blocks::WordHasher;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -25,7 +28,7 @@ pub struct CodeMap {
 
 #[derive(Debug, Default)]
 struct Inner {
-    pages: HashMap<Hfn, u64>,
+    pages: HashMap<Hfn, u64, BuildHasherDefault<WordHasher>>,
     /// Pages whose translations are void, in order.
     log: Vec<Hfn>,
 }

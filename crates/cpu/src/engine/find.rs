@@ -239,10 +239,10 @@ impl Vcpu {
 
     /// Appends a small piece of code to the cache; there is always room left for some.
     pub(super) fn emit(&mut self, write: impl FnOnce(&mut Asm, u64)) -> u32 {
-        let mut asm = Asm::default();
-        asm.reset(self.cache.base() + u64::from(self.cache.used()));
-        write(&mut asm, self.cache.base());
-        self.cache.push(asm.code())
+        let base = self.cache.base();
+        self.stub.reset(base + u64::from(self.cache.used()));
+        write(&mut self.stub, base);
+        self.cache.push(self.stub.code())
     }
 
     fn translate_block(
@@ -351,8 +351,9 @@ impl Vcpu {
         if self.memory.code.add(host, wanted) {
             self.flush_writes();
         }
-        let mut now = vec![0; bytes.len()];
-        self.read_code(id, gva, &mut now)?;
+        let mut now = [0; WINDOW + LONGEST];
+        let now = &mut now[..bytes.len()];
+        self.read_code(id, gva, now)?;
         let Some(page) = self.blocks.page_mut(id) else {
             return Ok(false);
         };

@@ -22,6 +22,7 @@ use super::memory::{Memory, MemoryView};
 use super::mmio::Mmio;
 use super::tlb::TlbBook;
 use crate::CpuState;
+use crate::emit::Asm;
 use crate::fpu::FpuState;
 use crate::system::{self, GuestDebug, Offer, Pending};
 use crate::translate::{FlagsAtFaults, Mode, Tables, Translator};
@@ -73,6 +74,8 @@ pub struct Vcpu {
     pub(super) trap_stub: u32,
     pub(super) tables: Tables,
     pub(super) translator: Translator,
+    /// For small pieces of code.
+    pub(super) stub: Asm,
     pub(super) blocks: Blocks,
     pub(super) chains: Chains,
     /// Grows with every emptying of the cache.
@@ -127,6 +130,7 @@ impl Vcpu {
             trap_stub: 0,
             tables: Tables::default(),
             translator: Translator::default(),
+            stub: Asm::default(),
             blocks: Blocks::default(),
             chains: Chains::default(),
             generation: 0,

@@ -8,6 +8,7 @@
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
 
 use super::address::segment_of;
+use super::form::{Form, Traits};
 use super::generic::has_memory;
 use super::registers::{GUEST_RCX, number, tmp};
 use super::{Block, Branch, Flow, Mode, Reason, SCRATCH, SITE_INDIRECT, T0, Use};
@@ -17,7 +18,10 @@ use crate::engine::frame::frame_disp;
 use crate::system::Vendor;
 
 /// Whether nothing behind this instruction belongs to its block.
-pub(super) fn ends_block(instruction: &Instruction, mode: Mode) -> bool {
+pub(super) fn ends_block(instruction: &Instruction, form: &Form, mode: Mode) -> bool {
+    if !form.traits.contains(Traits::MAY_END) {
+        return false;
+    }
     instruction.flow_control() != FlowControl::Next && !is_side_exit(instruction)
         || instruction.is_invalid()
         || crate::system::is_system(instruction) && !super::inline::continues(instruction)

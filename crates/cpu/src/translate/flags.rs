@@ -7,7 +7,9 @@
 //! An instruction that can fault shows the guest the flags as they are before it. [`FlagsAtFaults`]
 //! says whether that counts.
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
+use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
+
+use super::form::{FlagUse, Forms, Traits};
 
 /// CF, PF, AF, ZF, SF and OF.
 pub(crate) const ARITHMETIC: u32 = RflagsBits::CF
@@ -53,40 +55,75 @@ fn replaced(instruction: &Instruction) -> u32 {
     }
 }
 
-/// Whether flags are live before each instruction, given in order.
-pub(crate) fn liveness(instructions: &[Instruction], policy: FlagsAtFaults, live: &mut Vec<bool>) {
-    live.clear();
-    live.extend(
-        masks(instructions, policy)
-            .into_iter()
-            .map(|mask| mask != 0),
-    );
+fn of(instruction: &Instruction) -> FlagUse {
+    FlagUse {
+        read: instruction.rflags_read() & ARITHMETIC,
+        replaced: replaced(instruction),
+    }
 }
 
-/// Which flags are live before each instruction, given in order.
-pub(super) fn masks(instructions: &[Instruction], policy: FlagsAtFaults) -> Vec<u32> {
-    let mut live = vec![ARITHMETIC; instructions.len()];
+/// What an instruction's form says about flags; `None` where immediates or prefixes have a say.
+pub(super) fn of_form(instruction: &Instruction) -> Option<FlagUse> {
+    use Mnemonic as M;
+    let depends = instruction.is_string_instruction()
+        || matches!(
+            instruction.mnemonic(),
+            M::Shl
+                | M::Sal
+                | M::Shr
+                | M::Sar
+                | M::Rol
+                | M::Ror
+                | M::Rcl
+                | M::Rcr
+                | M::Shld
+                | M::Shrd
+        );
+    (!depends).then(|| of(instruction))
+}
+
+/// Whether flags are live before each instruction, given in order.
+pub(crate) fn liveness(
+    instructions: &[Instruction],
+    forms: &Forms,
+    policy: FlagsAtFaults,
+    live: &mut Vec<bool>,
+) {
+    live.clear();
+    live.resize(instructions.len(), true);
+    masks(instructions, forms, policy, |at, mask| live[at] = mask != 0);
+}
+
+/// Which flags are live before each instruction, handed out from the last to the first.
+pub(super) fn masks(
+    instructions: &[Instruction],
+    forms: &Forms,
+    policy: FlagsAtFaults,
+    mut each: impl FnMut(usize, u32),
+) {
     let mut wanted = ARITHMETIC;
-    for (instruction, live) in instructions.iter().zip(live.iter_mut()).rev() {
-        if instruction.flow_control() == FlowControl::ConditionalBranch {
+    for (at, instruction) in instructions.iter().enumerate().rev() {
+        let form = forms.of(instruction);
+        let traits = form.traits;
+        if traits.contains(Traits::CONDITIONAL) {
             // What runs where it leads is not known.
             wanted = ARITHMETIC;
         }
-        if crate::system::is_system(instruction) && instruction.mnemonic() != Mnemonic::Popfq {
+        if traits.contains(Traits::SYSTEM) && instruction.mnemonic() != Mnemonic::Popfq {
             // Others may look while it is done.
             wanted = ARITHMETIC;
         }
-        wanted = wanted & !replaced(instruction) | instruction.rflags_read() & ARITHMETIC;
-        if matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
+        let FlagUse { read, replaced } = form.flags.unwrap_or_else(|| of(instruction));
+        wanted = wanted & !replaced | read;
+        if traits.contains(Traits::DIVISION) {
             // The handler of #DE sees them; the division takes long enough.
             wanted = ARITHMETIC;
         }
         if policy == FlagsAtFaults::Exact && may_fault(instruction) {
             wanted = ARITHMETIC;
         }
-        *live = wanted;
+        each(at, wanted);
     }
-    live
 }
 
 fn may_fault(instruction: &Instruction) -> bool {

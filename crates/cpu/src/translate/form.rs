@@ -1,7 +1,10 @@
 //! What the translator needs to know about each instruction form, worked out once per form from
 //! iced's tables.
 
-use iced_x86::{Instruction, InstructionInfoFactory, OpAccess, OpCodeOperandKind, Register};
+use iced_x86::{
+    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind,
+    OpCodeTableKind, Register,
+};
 
 /// Which field of the encoding holds a register operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,48 @@ pub(crate) struct Form {
     pub(crate) sized: Option<u8>,
     /// CL is an operand.
     pub(crate) uses_cl: bool,
+    pub(crate) traits: Traits,
+    /// The alignment that a memory operand must have.
+    pub(crate) align: u8,
+    /// Arithmetic flags that are read, and those that are surely replaced, where the form alone says
+    /// so.
+    pub(crate) flags: Option<FlagUse>,
+}
+
+bitflags::bitflags! {
+    /// What is asked of each instruction several times.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Traits: u16 {
+        /// See [`crate::system::is_system`].
+        const SYSTEM = 1;
+        /// May end a block: it transfers control, is of the system's, or is not offered.
+        const MAY_END = 1 << 1;
+        /// Has a translation of its own, in some form.
+        const SPECIAL = 1 << 2;
+        /// Is offered to guests.
+        const OFFERED = 1 << 3;
+        /// An x87 instruction.
+        const X87 = 1 << 4;
+        /// Names an MMX register.
+        const MMX = 1 << 5;
+        /// `PUSH`, `CALL` and the like.
+        const STACK = 1 << 6;
+        /// See [`super::window::is_plain_integer`].
+        const PLAIN_INTEGER = 1 << 7;
+        /// See [`super::window::is_plain_vector`].
+        const PLAIN_VECTOR = 1 << 8;
+        /// The next instruction follows it.
+        const NEXT = 1 << 9;
+        const CONDITIONAL = 1 << 10;
+        const DIVISION = 1 << 11;
+    }
+}
+
+/// Arithmetic flags, as iced's bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlagUse {
+    pub(crate) read: u32,
+    pub(crate) replaced: u32,
 }
 
 impl Form {
@@ -59,6 +104,9 @@ impl Form {
 }
 
 /// The forms met so far.
+///
+/// All that is asked of an instruction's form is worked out once: a look-up by its code is what is
+/// left to each of a block's instructions.
 pub(crate) struct Forms {
     known: Vec<Option<Form>>,
     factory: InstructionInfoFactory,
@@ -67,7 +115,7 @@ pub(crate) struct Forms {
 impl Default for Forms {
     fn default() -> Self {
         Self {
-            known: Vec::new(),
+            known: vec![None; Code::values().len()],
             factory: InstructionInfoFactory::new(),
         }
     }
@@ -149,18 +197,22 @@ fn is_written(access: OpAccess) -> bool {
 }
 
 impl Forms {
-    /// The form of this instruction.
-    pub(crate) fn get(&mut self, instruction: &Instruction) -> Form {
+    /// Gets to know the form of this instruction.
+    #[inline]
+    pub(crate) fn learn(&mut self, instruction: &Instruction) -> &Form {
         let index = instruction.code() as usize;
-        if let Some(Some(form)) = self.known.get(index) {
-            return *form;
+        if self.known[index].is_none() {
+            self.known[index] = Some(self.work_out(instruction));
         }
-        let form = self.work_out(instruction);
-        if self.known.len() <= index {
-            self.known.resize(index + 1, None);
-        }
-        self.known[index] = Some(form);
-        form
+        self.of(instruction)
+    }
+
+    /// The form of an instruction that was decoded, and so [`Self::learn`]ed.
+    #[inline]
+    pub(crate) fn of(&self, instruction: &Instruction) -> &Form {
+        self.known[instruction.code() as usize]
+            .as_ref()
+            .expect("decoding has learned the form")
     }
 
     fn work_out(&mut self, instruction: &Instruction) -> Form {
@@ -172,6 +224,9 @@ impl Forms {
             memory: MemoryUse::None,
             sized: None,
             uses_cl: false,
+            traits: Traits::empty(),
+            align: super::generic::memory_alignment(instruction),
+            flags: super::flags::of_form(instruction),
         };
         let mut count = 0;
         for operand in 0..instruction.op_count() {
@@ -196,8 +251,46 @@ impl Forms {
             0 | 64 => None,
             bits => Some(bits as u8),
         };
+        form.traits = traits(instruction, &form);
         form
     }
+}
+
+/// An opcode that begins with D8 to DF.
+fn is_x87(instruction: &Instruction) -> bool {
+    let op_code = instruction.op_code();
+    let first = match op_code.op_code_len() {
+        2 => op_code.op_code() >> 8,
+        _ => op_code.op_code(),
+    };
+    op_code.table() == OpCodeTableKind::Normal && (0xd8..=0xdf).contains(&first)
+}
+
+fn traits(instruction: &Instruction, form: &Form) -> Traits {
+    let next = instruction.flow_control() == FlowControl::Next;
+    let system = crate::system::is_system(instruction);
+    let offered = super::special::is_offered(instruction);
+    let rust = instruction.is_string_instruction() || super::special::runs_in_rust(instruction);
+    let mmx = instruction.op0_register().is_mm() || instruction.op1_register().is_mm();
+    let division = matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+    let mut traits = Traits::empty();
+    traits.set(Traits::SYSTEM, system);
+    traits.set(Traits::MAY_END, !next || system || !offered || rust);
+    let own = super::special::has_own_translation(instruction);
+    traits.set(Traits::SPECIAL, !next || rust || own);
+    traits.set(Traits::OFFERED, offered);
+    traits.set(Traits::X87, is_x87(instruction));
+    traits.set(Traits::MMX, mmx);
+    traits.set(Traits::STACK, instruction.is_stack_instruction());
+    let plain = super::window::is_plain_integer(instruction.mnemonic());
+    traits.set(Traits::PLAIN_INTEGER, plain);
+    let plain = super::window::is_plain_vector(instruction, form);
+    traits.set(Traits::PLAIN_VECTOR, plain);
+    traits.set(Traits::NEXT, next);
+    let conditional = instruction.flow_control() == FlowControl::ConditionalBranch;
+    traits.set(Traits::CONDITIONAL, conditional);
+    traits.set(Traits::DIVISION, division);
+    traits
 }
 
 fn may_be_memory(kind: OpCodeOperandKind) -> bool {
@@ -243,7 +336,7 @@ mod tests {
         for (code, memory) in cases {
             let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
             assert_eq!(
-                Forms::default().get(&instruction).memory,
+                Forms::default().learn(&instruction).memory,
                 memory,
                 "{code:x?}"
             );

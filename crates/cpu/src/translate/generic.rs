@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::address::segment_of;
-use super::form::{Field, Form, MemoryUse, Place};
+use super::form::{Field, Form, MemoryUse, Place, Traits};
 use super::registers::{GUEST_RCX, GUEST_RSP, Home, home, is_high_byte, number, slot};
 use super::window::Role;
 use super::{Block, SCRATCH, T0, T1, Use};
@@ -12,16 +12,19 @@ use crate::emit::{Mem, Operands, Raw, Reg, Rm};
 use crate::system::Vendor;
 
 /// Whether the instruction has a memory operand in `ModRM`.
+#[inline]
 pub(super) fn has_memory(instruction: &Instruction) -> bool {
-    (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory)
+    // Operands that aren't there count as registers.
+    instruction.op0_kind() == OpKind::Memory
+        || instruction.op1_kind() == OpKind::Memory
+        || instruction.op2_kind() == OpKind::Memory
+        || instruction.op3_kind() == OpKind::Memory
+        || instruction.op4_kind() == OpKind::Memory
 }
 
-/// The alignment that the memory operand must have: 1 where any will do (SDM 1, table 15-6).
-pub(super) fn alignment(instruction: &Instruction) -> u8 {
+/// The alignment that a memory operand must have: 1 where any will do (SDM 1, table 15-6).
+pub(super) fn memory_alignment(instruction: &Instruction) -> u8 {
     use Mnemonic as M;
-    if !has_memory(instruction) {
-        return 1;
-    }
     match instruction.mnemonic() {
         M::Cmpxchg16b | M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => 16,
         M::Vmovaps
@@ -94,35 +97,34 @@ struct Through {
 
 impl Block<'_> {
     /// Translates an instruction that needs no more than other operands.
-    pub(super) fn generic(&mut self, instruction: &Instruction, raw: &Raw, bytes: &[u8]) {
-        let form = self.forms.get(instruction);
+    pub(super) fn generic(&mut self, instruction: &Instruction, bytes: &[u8]) {
+        let form = self.forms.of(instruction);
         let memory = has_memory(instruction);
         if memory && form.memory == MemoryUse::Address {
             // Prefetches and long NOPs.
             return;
         }
-        if memory {
+        if memory && form.traits.intersects(Traits::X87 | Traits::MMX) {
             self.waits = super::x87::waits(instruction, bytes);
         }
         let high = form
             .fields()
             .any(|f| is_high_byte(instruction.op_register(u32::from(f.operand))));
-        let implicit = implicit(instruction, &form);
-        if !memory
-            && !high
-            && implicit == Implicit::None
-            && self.verbatim(instruction, &form, bytes)
+        let implicit = implicit(instruction, form);
+        if !memory && !high && implicit == Implicit::None && self.verbatim(instruction, form, bytes)
         {
             return;
         }
+        let raw = self.parse(instruction, bytes);
+        let raw = &raw;
         let operand = memory.then(|| self.memory_operand(instruction, form.memory));
         if implicit == Implicit::ReadsRcx {
             self.asm.mov(Width::B64, SCRATCH, GUEST_RCX);
         }
         if high {
-            self.with_high_byte(instruction, &form, raw, operand);
+            self.with_high_byte(instruction, form, raw, operand);
         } else {
-            self.with_registers(instruction, &form, raw, operand, implicit);
+            self.with_registers(instruction, form, raw, operand, implicit);
         }
         if implicit == Implicit::WritesRcx {
             self.asm.mov(Width::B64, GUEST_RCX, SCRATCH);

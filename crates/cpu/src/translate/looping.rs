@@ -38,10 +38,10 @@
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
-use super::form::{Form, Forms, MemoryUse};
+use super::form::{Form, Forms, MemoryUse, Traits};
 use super::generic::has_memory;
 use super::registers::{Home, home, is_high_byte, number};
-use super::window::{WIDEST, distance, is_plain_integer, is_plain_vector};
+use super::window::{WIDEST, distance};
 use super::{Block, Body, FlagsAtFaults, Mode, Reason, SCRATCH, T0, T1, Use};
 use crate::emit::asm::{Cond, Fixup, Width};
 use crate::emit::{Mem, Reg};
@@ -178,7 +178,7 @@ struct Access {
 }
 
 /// Integer instructions beyond those of spans that write nothing but their operands.
-fn is_plain(instruction: &Instruction, form: &Form, mode: Mode) -> bool {
+fn is_plain(instruction: &Instruction, form: &Form) -> bool {
     use Mnemonic as M;
     let more = match instruction.mnemonic() {
         M::Imul => instruction.op_count() > 1,
@@ -200,11 +200,13 @@ fn is_plain(instruction: &Instruction, form: &Form, mode: Mode) -> bool {
         | M::Movbe => true,
         _ => false,
     };
-    more || is_plain_integer(instruction.mnemonic()) || is_plain_vector(instruction, form, mode)
+    more || form
+        .traits
+        .intersects(Traits::PLAIN_INTEGER | Traits::PLAIN_VECTOR)
 }
 
 /// The registers that an instruction of the body writes, or nothing if it can't be in one.
-fn written(instruction: &Instruction, mode: Mode, forms: &mut Forms) -> Option<u16> {
+fn written(instruction: &Instruction, forms: &Forms) -> Option<u16> {
     if super::branch::is_side_exit(instruction) {
         return Some(0);
     }
@@ -212,8 +214,8 @@ fn written(instruction: &Instruction, mode: Mode, forms: &mut Forms) -> Option<u
         && !instruction.is_stack_instruction()
         && !instruction.has_lock_prefix()
         && !crate::system::is_system(instruction);
-    let form = forms.get(instruction);
-    if !simple || form.uses_cl || !is_plain(instruction, &form, mode) {
+    let form = forms.of(instruction);
+    if !simple || form.uses_cl || !is_plain(instruction, form) {
         return None;
     }
     let mut written = 0;
@@ -254,8 +256,8 @@ fn host(guest: u8) -> Reg {
 }
 
 /// The memory operand; `Err` if the loop can't have it.
-fn access(instruction: &Instruction, forms: &mut Forms) -> Result<Option<Access>, ()> {
-    let form = forms.get(instruction);
+fn access(instruction: &Instruction, forms: &Forms) -> Result<Option<Access>, ()> {
+    let form = forms.of(instruction);
     if !has_memory(instruction) || form.memory == MemoryUse::Address {
         return Ok(None);
     }
@@ -364,7 +366,7 @@ pub(super) fn plan(
     instructions: &[Instruction],
     policy: FlagsAtFaults,
     mode: Mode,
-    forms: &mut Forms,
+    forms: &Forms,
 ) -> Option<LoopPlan> {
     let (last, body) = instructions.split_last()?;
     let special = Mode::STEP | Mode::BOUNCE | Mode::UNSHARED;
@@ -374,10 +376,10 @@ pub(super) fn plan(
     if !loops || exact || !mode.is_64() || mode.has(special) || !body.iter().any(has_memory) {
         return None;
     }
-    let (live, carry) = flags(instructions);
+    let (live, carry) = flags(instructions, forms);
     let mut all = 0;
     for instruction in body {
-        all |= written(instruction, mode, forms)?;
+        all |= written(instruction, forms)?;
     }
     let mut plan = LoopPlan {
         streams: Vec::new(),
@@ -397,7 +399,7 @@ pub(super) fn plan(
             let stream = stream as u8;
             plan.operands[at] = Some(Operand { stream, checks });
         }
-        let changed = written(instruction, mode, forms)?;
+        let changed = written(instruction, forms)?;
         for (stream, checked) in plan.streams.iter().zip(&mut checked) {
             *checked &= !stream.moves_with(changed);
         }
@@ -406,13 +408,16 @@ pub(super) fn plan(
     if plan.streams.is_empty() || plan.live[0] || side_exits && carry == Carry::Aside {
         return None;
     }
-    plan.choose_rounds(body, all, mode, forms);
+    plan.choose_rounds(body, all, forms);
     Some(plan)
 }
 
 /// Which flags are live where, and what is to be done about the carry.
-fn flags(instructions: &[Instruction]) -> (Vec<bool>, Carry) {
-    let masks = super::flags::masks(instructions, FlagsAtFaults::IfRead);
+fn flags(instructions: &[Instruction], forms: &Forms) -> (Vec<bool>, Carry) {
+    let mut masks = vec![0; instructions.len()];
+    super::flags::masks(instructions, forms, FlagsAtFaults::IfRead, |at, mask| {
+        masks[at] = mask;
+    });
     let untouched = instructions
         .iter()
         .all(|i| (i.rflags_read() | i.rflags_modified()) & RflagsBits::CF == 0);
@@ -460,15 +465,15 @@ impl Stream {
 
 impl LoopPlan {
     /// How many rounds one check may stand for.
-    fn choose_rounds(&mut self, body: &[Instruction], all: u16, mode: Mode, forms: &mut Forms) {
-        let mut step_of = |reg: Reg| {
+    fn choose_rounds(&mut self, body: &[Instruction], all: u16, forms: &Forms) {
+        let step_of = |reg: Reg| {
             let guest = (0..16).find(|g| home(*g) == Home::Host(reg))?;
             if all & 1 << guest == 0 {
                 return Some(0);
             }
             let mut moves = body
                 .iter()
-                .filter(|i| written(i, mode, forms).is_some_and(|w| w & 1 << guest != 0));
+                .filter(|i| written(i, forms).is_some_and(|w| w & 1 << guest != 0));
             let step = constant_move(moves.next()?)?;
             moves.next().is_none().then_some(step)
         };

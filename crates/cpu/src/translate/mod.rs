@@ -33,6 +33,7 @@ use crate::system::Vendor;
 pub(crate) use address::{address_bits, segment_of};
 pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
+use form::Traits;
 pub(crate) use looping::{LoopMark, LoopMiss, STREAMS};
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{Access, Branch, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
@@ -48,6 +49,7 @@ pub(crate) const SCRATCH: Reg = Reg::RCX;
 pub(crate) const MAX_INSTRUCTIONS: usize = 48;
 /// Host code of the longest block, generously.
 pub(crate) const MAX_BLOCK_BYTES: usize = 32 * 1024;
+const _: () = assert!(MAX_BLOCK_BYTES < crate::emit::asm::SPACE);
 /// The longest instruction.
 pub(crate) const LONGEST: usize = 15;
 
@@ -154,7 +156,7 @@ pub(crate) struct Translator {
 /// One block being translated.
 struct Block<'a> {
     asm: &'a mut Asm,
-    forms: &'a mut Forms,
+    forms: &'a Forms,
     tables: &'a mut Tables,
     cold: &'a mut Vec<Cold>,
     instructions: &'a [Instruction],
@@ -225,15 +227,20 @@ impl Translator {
         let mut end = 0;
         while self.decoded.len() < most && decoder.can_decode() {
             let begin = decoder.position();
-            let instruction = decoder.decode();
+            self.decoded.push(Instruction::default());
+            let Some(instruction) = self.decoded.last_mut() else {
+                break;
+            };
+            decoder.decode_out(instruction);
             let has_all = source.bytes.len() - begin >= LONGEST;
             // With all bytes there, it is longer than any instruction may be.
             if decoder.last_error() == DecoderError::NoMoreBytes && !has_all {
+                self.decoded.pop();
                 break;
             }
             end = decoder.position();
-            self.decoded.push(instruction);
-            if branch::ends_block(&instruction, source.mode) {
+            let form = self.forms.learn(instruction);
+            if branch::ends_block(instruction, form, source.mode) {
                 break;
             }
         }
@@ -262,10 +269,15 @@ impl Translator {
         base: u64,
         start: u32,
     ) -> &[u8] {
-        flags::liveness(&self.decoded, self.flags_at_faults, &mut self.live);
+        flags::liveness(
+            &self.decoded,
+            &self.forms,
+            self.flags_at_faults,
+            &mut self.live,
+        );
         self.joins.find(&self.decoded);
         self.plan
-            .make(&self.decoded, source.mode, &mut self.forms, &self.joins);
+            .make(&self.decoded, source.mode, &self.forms, &self.joins);
         // The second translation of a loop checks an address once a round: nothing may lead past that.
         let plan = if self.joins.any() {
             None
@@ -274,14 +286,14 @@ impl Translator {
                 &self.decoded,
                 self.flags_at_faults,
                 source.mode,
-                &mut self.forms,
+                &self.forms,
             )
         };
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
         let mut block = Block {
             asm: &mut self.asm,
-            forms: &mut self.forms,
+            forms: &self.forms,
             tables,
             cold: &mut self.cold,
             instructions: &self.decoded,
@@ -371,6 +383,11 @@ impl Block<'_> {
             // What a branch leads to doesn't always come behind the present instruction.
             self.x87_follows = index + 1 < body.instructions.len()
                 && !self.joins.is_target(index + 1)
+                && self
+                    .forms
+                    .of(&body.instructions[index + 1])
+                    .traits
+                    .contains(Traits::X87)
                 && x87::is_arithmetic(&body.source.bytes[at..]);
             if body.poll_at == Some(index) {
                 self.poll();
@@ -408,7 +425,7 @@ impl Block<'_> {
         self.slots = 0;
         self.must_commit = false;
         self.waits = false;
-        self.align = generic::alignment(instruction);
+        self.align = self.forms.of(instruction).align;
         let host = self.here();
         self.tables.marks.push(Mark {
             host,
@@ -491,15 +508,17 @@ impl Block<'_> {
         if let Some(flow) = self.unavailable(instruction) {
             return flow;
         }
-        if crate::system::is_system(instruction) {
+        let traits = self.forms.of(instruction).traits;
+        if traits.contains(Traits::SYSTEM) {
             return self.system(instruction);
         }
         if let Some(flow) = self.special(instruction, bytes) {
             return self.end_of_instruction(instruction, flow);
         }
-        let raw = self.parse(instruction, bytes);
-        self.generic(instruction, &raw, bytes);
-        self.note_x87(instruction, bytes);
+        self.generic(instruction, bytes);
+        if traits.contains(Traits::X87) {
+            self.note_x87(instruction, bytes);
+        }
         self.end_of_instruction(instruction, Flow::Next)
     }
 
@@ -507,7 +526,7 @@ impl Block<'_> {
         let is_vex = instruction.code().encoding() == iced_x86::EncodingKind::VEX;
         let mut raw = Raw::parse(bytes, self.mode.code_size().bits(), is_vex);
         if !self.mode.is_64() {
-            let form = self.forms.get(instruction);
+            let form = self.forms.of(instruction);
             match form.sized {
                 Some(16) => raw.operand_size = true,
                 Some(_) => raw.operand_size = false,

@@ -4,6 +4,7 @@ use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Regist
 
 use super::LONGEST;
 use super::address::segment_of;
+use super::form::Traits;
 use super::generic::has_memory;
 use super::registers::{number, tmp};
 use super::{Block, Flow, Mode, SCRATCH, T0, T1, Use};
@@ -64,11 +65,16 @@ const UNITS: u32 =
 
 /// Whether the engine runs this instruction in Rust.
 pub(super) fn is_rust(instruction: &Instruction, mode: Mode) -> bool {
-    use Mnemonic as M;
     if instruction.is_string_instruction() {
         return !crate::system::is_system(instruction)
             && !super::strings::is_inline(instruction, mode);
     }
+    runs_in_rust(instruction)
+}
+
+/// The same for all but string instructions, in every mode.
+pub(super) fn runs_in_rust(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
     matches!(
         instruction.mnemonic(),
         M::Pusha
@@ -101,7 +107,27 @@ pub(super) fn is_rust(instruction: &Instruction, mode: Mode) -> bool {
     )
 }
 
-fn is_offered(instruction: &Instruction) -> bool {
+/// Whether [`Block::special`] may have a translation for it that isn't a transfer of control, nor
+/// for strings.
+pub(super) fn has_own_translation(instruction: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        instruction.mnemonic(),
+        M::Lea
+            | M::Push
+            | M::Pop
+            | M::Leave
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Xlatb
+            | M::Cld
+            | M::Std
+    ) || is_moffs(instruction)
+}
+
+pub(super) fn is_offered(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     let encoding = instruction.code().encoding();
     matches!(encoding, EncodingKind::Legacy | EncodingKind::VEX)
@@ -124,11 +150,13 @@ fn is_offered(instruction: &Instruction) -> bool {
 impl Block<'_> {
     /// What happens instead where the instruction is not offered, or its unit is switched off.
     pub(super) fn unavailable(&mut self, instruction: &Instruction) -> Option<Flow> {
-        if instruction.is_invalid() && instruction.len() >= LONGEST {
-            return Some(self.raise_general());
-        }
-        if !is_offered(instruction) {
-            return Some(self.raise(x86::vector::UD));
+        if !self.forms.of(instruction).traits.contains(Traits::OFFERED) {
+            let too_long = instruction.is_invalid() && instruction.len() >= LONGEST;
+            return Some(if too_long {
+                self.raise_general()
+            } else {
+                self.raise(x86::vector::UD)
+            });
         }
         if !self.mode.has(UNITS) {
             return None;
@@ -153,6 +181,9 @@ impl Block<'_> {
     /// Translates an instruction that has a sequence of its own; `None` if it has none.
     pub(super) fn special(&mut self, instruction: &Instruction, bytes: &[u8]) -> Option<Flow> {
         use Mnemonic as M;
+        if !self.forms.of(instruction).traits.contains(Traits::SPECIAL) {
+            return None;
+        }
         if is_rust(instruction, self.mode) {
             return Some(self.rust(instruction));
         }

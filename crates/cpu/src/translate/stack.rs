@@ -39,6 +39,10 @@ impl Block<'_> {
     /// Before an instruction: moves the stack pointer where it has been put off, unless this is the
     /// next of a run, or has nothing to do with it.
     pub(super) fn settle_stack(&mut self, instruction: &Instruction, polls: bool) {
+        if self.deferred == 0 && self.role == Role::None {
+            self.defers = false;
+            return;
+        }
         let names_rsp = (0..instruction.op_count()).any(|i| {
             let register = instruction.op_register(i);
             register.is_gpr() && number(register) == number(Register::RSP)

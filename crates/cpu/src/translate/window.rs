@@ -13,7 +13,7 @@
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use super::form::{Form, Forms, MemoryUse};
+use super::form::{Form, Forms, MemoryUse, Traits};
 use super::generic::has_memory;
 use super::joins::Joins;
 use super::registers::{GUEST_RSP, Home, home, is_high_byte, number};
@@ -138,12 +138,12 @@ fn is_conditional(mnemonic: Mnemonic) -> bool {
 }
 
 /// Vector instructions that move or compute and touch no general register by themselves.
-pub(super) fn is_plain_vector(instruction: &Instruction, form: &Form, mode: Mode) -> bool {
+pub(super) fn is_plain_vector(instruction: &Instruction, form: &Form) -> bool {
     use Mnemonic as M;
     let vectors =
         (0..instruction.op_count()).any(|i| instruction.op_register(i).is_vector_register());
     vectors
-        && !super::special::is_rust(instruction, mode)
+        && !super::special::runs_in_rust(instruction)
         && !form.uses_cl
         && !matches!(
             instruction.mnemonic(),
@@ -175,16 +175,18 @@ fn constant_stack_move(instruction: &Instruction) -> Option<i32> {
 }
 
 /// The facts about an instruction that may stand in a span.
-fn facts(instruction: &Instruction, mode: Mode, forms: &mut Forms) -> Option<Facts> {
-    if instruction.flow_control() != FlowControl::Next || instruction.is_stack_instruction() {
+#[inline]
+fn facts(instruction: &Instruction, forms: &Forms) -> Option<Facts> {
+    let form = forms.of(instruction);
+    if !form.traits.contains(Traits::NEXT) || form.traits.contains(Traits::STACK) {
         return stack_facts(instruction);
     }
-    if crate::system::is_system(instruction) || instruction.has_lock_prefix() {
+    if form.traits.contains(Traits::SYSTEM) || instruction.has_lock_prefix() {
         return None;
     }
-    let form = forms.get(instruction);
-    let known =
-        is_plain_integer(instruction.mnemonic()) || is_plain_vector(instruction, &form, mode);
+    let known = form
+        .traits
+        .intersects(Traits::PLAIN_INTEGER | Traits::PLAIN_VECTOR);
     let registers = || {
         form.fields()
             .map(|f| instruction.op_register(u32::from(f.operand)))
@@ -225,7 +227,7 @@ fn facts(instruction: &Instruction, mode: Mode, forms: &mut Forms) -> Option<Fac
     if spilled > 1 {
         return None;
     }
-    facts.access = Some(access(instruction, &form)?);
+    facts.access = Some(access(instruction, form)?);
     Some(facts)
 }
 
@@ -298,7 +300,7 @@ impl Plan {
         &mut self,
         instructions: &[Instruction],
         mode: Mode,
-        forms: &mut Forms,
+        forms: &Forms,
         joins: &Joins,
     ) {
         self.roles.clear();
@@ -307,7 +309,7 @@ impl Plan {
             return;
         }
         self.facts.clear();
-        let all = instructions.iter().map(|i| facts(i, mode, forms));
+        let all = instructions.iter().map(|i| facts(i, forms));
         self.facts.extend(all);
         let mut at = 0;
         while at < self.facts.len() {
