@@ -1,20 +1,19 @@
 //! Kernels and initial RAM disks of any bytes: an error, or a machine that lives for a millisecond.
 #![no_main]
 
-mod hostile {
-    #[path = "../../../crates/vmm/tests/hostile/garbage.rs"]
-    pub(crate) mod garbage;
-    #[path = "../../../crates/vmm/tests/hostile/guest.rs"]
-    pub(crate) mod guest;
-    #[path = "../../../crates/vmm/tests/hostile/images.rs"]
-    pub(crate) mod images;
-    #[path = "../../../crates/vmm/tests/hostile/life.rs"]
-    pub(crate) mod life;
-}
+#[path = "../../crates/vmm/tests/hostile/garbage.rs"]
+mod garbage;
+#[path = "../../crates/vmm/tests/hostile/guest.rs"]
+mod guest;
+#[path = "../../crates/vmm/tests/hostile/images.rs"]
+mod images;
+#[path = "../../crates/vmm/tests/hostile/life.rs"]
+mod life;
 
 use std::time::Duration;
 
-use hostile::{garbage::Garbage, images, life::Life};
+use garbage::Garbage;
+use life::Life;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let image = images::from_bytes(data);

@@ -16,7 +16,7 @@ const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// Options of `run`. Each may also stand in a file, under the same name; the command line wins.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct RunOptions {
     /// Read options from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -373,6 +373,27 @@ mod tests {
         assert_eq!((plan.memory, plan.cpus), (1 << 30, 2));
         let access: Vec<_> = plan.disks.iter().map(|disk| disk.access).collect();
         assert_eq!(access, [DiskAccess::ReadWrite, DiskAccess::ReadOnly]);
+    }
+
+    /// Every option of the command line is a key of the file, under its own name.
+    #[test]
+    fn a_file_has_the_options_of_the_command_line() {
+        let command = RunOptions::augment_args(clap::Command::new("run"));
+        let mut names: Vec<_> = command
+            .get_arguments()
+            .filter_map(|a| a.get_long())
+            .collect();
+        names.retain(|name| *name != "config");
+        assert!(
+            names.contains(&"kernel-package") && names.len() > 15,
+            "{names:?}"
+        );
+        for name in names {
+            let taken = ["\"x\"", "1", "true", "[\"x\"]"]
+                .iter()
+                .any(|value| toml::from_str::<RunOptions>(&format!("{name} = {value}")).is_ok());
+            assert!(taken, "{name} is no key of the file");
+        }
     }
 
     /// Whole files with some bytes changed: an error with words, or a plan, but no panic.
