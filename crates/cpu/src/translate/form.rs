@@ -6,6 +6,8 @@ use iced_x86::{
     OpCodeTableKind, Register,
 };
 
+use super::registers::RegisterFacts;
+
 /// Which field of the encoding holds a register operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -54,6 +56,8 @@ pub(crate) struct Form {
     /// CL is an operand.
     pub(crate) uses_cl: bool,
     pub(crate) traits: Traits,
+    /// Which operands are written if they are general registers, a bit for each.
+    writes: u8,
     /// The alignment that a memory operand must have.
     pub(crate) align: u8,
     /// Arithmetic flags that are read, and those that are surely replaced, where the form alone says
@@ -103,12 +107,26 @@ impl Form {
     }
 }
 
+/// The register operands of an instruction, taken together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    /// Any is AH, CH, DH or BH.
+    pub(crate) high: bool,
+    /// Any is not at home in the host's register of its name.
+    pub(crate) elsewhere: bool,
+    /// How many live in the frame.
+    pub(crate) in_frame: u8,
+    /// Those that are written, by number.
+    pub(crate) written: u16,
+}
+
 /// The forms met so far.
 ///
 /// All that is asked of an instruction's form is worked out once: a look-up by its code is what is
 /// left to each of a block's instructions.
 pub(crate) struct Forms {
     known: Vec<Option<Form>>,
+    registers: Vec<RegisterFacts>,
     factory: InstructionInfoFactory,
 }
 
@@ -116,6 +134,7 @@ impl Default for Forms {
     fn default() -> Self {
         Self {
             known: vec![None; Code::values().len()],
+            registers: Register::values().map(RegisterFacts::of).collect(),
             factory: InstructionInfoFactory::new(),
         }
     }
@@ -215,6 +234,27 @@ impl Forms {
             .expect("decoding has learned the form")
     }
 
+    /// The register operands of an instruction of this form. No form has a general register as its
+    /// fourth operand.
+    #[inline]
+    pub(crate) fn named(&self, instruction: &Instruction, form: &Form) -> Named {
+        let facts = |register: Register| self.registers[register as usize];
+        let first = facts(instruction.op0_register());
+        let second = facts(instruction.op1_register());
+        let third = facts(instruction.op2_register());
+        // All ones where the operand is written: code of all kinds comes by, and no branch would
+        // be foretold.
+        let writes = |operand: u8| u16::from(form.writes >> operand & 1).wrapping_neg();
+        Named {
+            high: first.high | second.high | third.high,
+            elsewhere: first.elsewhere | second.elsewhere | third.elsewhere,
+            in_frame: u8::from(first.in_frame)
+                + u8::from(second.in_frame)
+                + u8::from(third.in_frame),
+            written: first.mask & writes(0) | second.mask & writes(1) | third.mask & writes(2),
+        }
+    }
+
     fn work_out(&mut self, instruction: &Instruction) -> Form {
         let general = without_idiom(instruction);
         let info = self.factory.info(&general);
@@ -225,6 +265,11 @@ impl Forms {
             sized: None,
             uses_cl: false,
             traits: Traits::empty(),
+            // Also the accumulator of short forms, which is in no field.
+            writes: u8::from(!matches!(
+                instruction.mnemonic(),
+                Mnemonic::Cmp | Mnemonic::Test
+            )),
             align: super::generic::memory_alignment(instruction),
             flags: super::flags::of_form(instruction),
         };
@@ -237,6 +282,7 @@ impl Forms {
                 form.memory = memory_use(access);
             }
             if let Some((place, bytes)) = field_of(kind) {
+                form.writes |= u8::from(is_written(access)) << operand;
                 form.fields[count] = Some(Field {
                     place,
                     operand: operand as u8,

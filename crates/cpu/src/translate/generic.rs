@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::address::segment_of;
-use super::form::{Field, Form, MemoryUse, Place, Traits};
+use super::form::{Form, MemoryUse, Place, Traits};
 use super::registers::{GUEST_RCX, GUEST_RSP, Home, home, is_high_byte, number, slot};
 use super::window::Role;
 use super::{Block, SCRATCH, T0, T1, Use};
@@ -107,12 +107,13 @@ impl Block<'_> {
         if memory && form.traits.intersects(Traits::X87 | Traits::MMX) {
             self.waits = super::x87::waits(instruction, bytes);
         }
-        let high = form
-            .fields()
-            .any(|f| is_high_byte(instruction.op_register(u32::from(f.operand))));
+        let named = self.forms.named(instruction, form);
+        let high = named.high;
         let implicit = implicit(instruction, form);
-        if !memory && !high && implicit == Implicit::None && self.verbatim(instruction, form, bytes)
-        {
+        let moves = memory || named.elsewhere || implicit != Implicit::None;
+        if !moves && !high && self.mode.is_64() {
+            // Every register is at home.
+            self.asm.bytes(bytes);
             return;
         }
         let raw = self.parse(instruction, bytes);
@@ -129,20 +130,6 @@ impl Block<'_> {
         if implicit == Implicit::WritesRcx {
             self.asm.mov(Width::B64, GUEST_RCX, SCRATCH);
         }
-    }
-
-    /// Copies the bytes where every register is at home.
-    fn verbatim(&mut self, instruction: &Instruction, form: &Form, bytes: &[u8]) -> bool {
-        let at_home = |f: &Field| {
-            let register = instruction.op_register(u32::from(f.operand));
-            register == Register::None
-                || home(number(register)) == Home::Host(Reg(number(register)))
-        };
-        if !self.mode.is_64() || !form.fields().all(at_home) {
-            return false;
-        }
-        self.asm.bytes(bytes);
-        true
     }
 
     fn memory_operand(&mut self, instruction: &Instruction, usage: MemoryUse) -> Mem {

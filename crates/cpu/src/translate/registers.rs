@@ -56,6 +56,35 @@ pub(super) fn number(register: Register) -> u8 {
     }
 }
 
+/// What the translator asks of a register operand.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RegisterFacts {
+    /// Of a general register: the bit of its number.
+    pub(super) mask: u16,
+    /// It is AH, CH, DH or BH.
+    pub(super) high: bool,
+    /// The host's register of that name is not its home.
+    pub(super) elsewhere: bool,
+    /// It lives in the frame.
+    pub(super) in_frame: bool,
+}
+
+impl RegisterFacts {
+    /// Works them out.
+    pub(super) fn of(register: Register) -> Self {
+        if !register.is_gpr() {
+            return Self::default();
+        }
+        let guest = number(register);
+        Self {
+            mask: 1 << guest,
+            high: is_high_byte(register),
+            elsewhere: home(guest) != Home::Host(Reg(guest)),
+            in_frame: matches!(home(guest), Home::Frame(_)),
+        }
+    }
+}
+
 /// Whether it is AH, CH, DH or BH.
 pub(super) fn is_high_byte(register: Register) -> bool {
     matches!(

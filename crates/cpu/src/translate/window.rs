@@ -11,12 +11,12 @@
 //! crosses a page does so each time that the code is run (a stack frame, say), so the cold stub of its
 //! check then leads to that translation directly (`engine::spans`).
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, Mnemonic, Register};
 
 use super::form::{Form, Forms, MemoryUse, Traits};
 use super::generic::has_memory;
 use super::joins::Joins;
-use super::registers::{GUEST_RSP, Home, home, is_high_byte, number};
+use super::registers::{GUEST_RSP, Home, home, number};
 use super::{Block, Mode, Reason, SCRATCH, Span, T0, T1, Use};
 use crate::emit::asm::Width;
 use crate::emit::{Mem, Reg};
@@ -187,31 +187,15 @@ fn facts(instruction: &Instruction, forms: &Forms) -> Option<Facts> {
     let known = form
         .traits
         .intersects(Traits::PLAIN_INTEGER | Traits::PLAIN_VECTOR);
-    let registers = || {
-        form.fields()
-            .map(|f| instruction.op_register(u32::from(f.operand)))
-    };
-    if !known || form.uses_cl || registers().any(is_high_byte) {
+    let named = forms.named(instruction, form);
+    if !known || form.uses_cl || named.high {
         return None;
     }
-    let spilled = registers()
-        .filter(|r| *r != Register::None && matches!(home(number(*r)), Home::Frame(_)))
-        .count();
-    let mut facts = Facts::default();
-    for field in form.fields().filter(|f| f.written) {
-        let register = instruction.op_register(u32::from(field.operand));
-        if register != Register::None {
-            facts.written |= 1 << number(register);
-        }
-    }
-    if let OpKind::Register = instruction.op0_kind()
-        && instruction.op0_register().is_gpr()
-        && instruction.mnemonic() != Mnemonic::Cmp
-        && instruction.mnemonic() != Mnemonic::Test
-    {
-        // Also the accumulator of short forms, which is in no field.
-        facts.written |= 1 << number(instruction.op0_register());
-    }
+    let spilled = named.in_frame;
+    let mut facts = Facts {
+        written: named.written,
+        ..Facts::default()
+    };
     if let Some(delta) = constant_stack_move(instruction) {
         facts.written &= !(1 << RSP);
         facts.stack = delta;
