@@ -150,6 +150,8 @@ pub trait Vcpu: Send {
     fn set_regs(&self, regs: &kvm_regs) -> Result<()>;
     /// `KVM_GET_SREGS`.
     fn get_sregs(&self) -> Result<kvm_sregs>;
+    /// `KVM_GET_SREGS2`: the PDPTEs that the CPU has loaded, where it has some and tells.
+    fn pdptrs(&self) -> Option<[u64; 4]>;
     /// `KVM_SET_SREGS`.
     fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()>;
     /// `KVM_GET_FPU`.
@@ -205,6 +207,12 @@ pub trait Vcpu: Send {
     fn tsc_khz(&self) -> Result<u32>;
     /// `KVM_ENABLE_CAP` on the vCPU.
     fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<()>;
+}
+
+/// The PDPTEs in what `KVM_GET_SREGS2` tells.
+fn loaded_pdptrs(sregs: &kvm_bindings::kvm_sregs2) -> Option<[u64; 4]> {
+    let valid = sregs.flags & u64::from(kvm_bindings::KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+    valid.then_some(sregs.pdptrs)
 }
 
 /// Makes a vCPU leave guest code.

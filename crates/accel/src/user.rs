@@ -27,6 +27,11 @@ pub fn open(config: Config) -> Opened {
     }))
 }
 
+/// A vCPU of a VM that was made elsewhere in this process.
+pub fn adopt(vm: &Arc<kvm::Vm>, vcpu: Arc<kvm::Vcpu>) -> Box<dyn crate::Vcpu> {
+    Box::new(vcpu::UserVcpu::new(vm, vcpu))
+}
+
 /// The seam's errno for ours.
 fn errno(errno: kvm::Errno) -> Errno {
     Errno::new(errno.0)

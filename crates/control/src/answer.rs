@@ -10,7 +10,7 @@ use explain::{
 };
 use memory::pagemap::Pagemap;
 use mmu::{Access, AccessKind, Mmu, PagingRegisters, Privilege};
-use x86::control::{Cr4, Efer};
+use x86::control::{Cr0, Cr4, Efer};
 
 use crate::{
     api::{ExplainQuery, MapQuery, MemoryQuery, StatisticsAnswer},
@@ -91,7 +91,36 @@ pub(crate) fn explain(machine: &dyn Machine, query: &ExplainQuery) -> Result<Cha
     let mut chain = explain::explain(&evidence, &question)?;
     drop(held);
     chain.region = region(machine, &chain)?;
+    if gva.is_some() && query.cr3.is_none() {
+        compare_pdptes(&mut chain, &state, &view);
+    }
     Ok(chain)
+}
+
+/// With PAE paging the CPU walks from the PDPTEs that it loaded (SDM 3A, 5.4.1): memory may say
+/// something else by now.
+fn compare_pdptes(chain: &mut Chain, state: &VcpuState, view: &GuestView<'_>) {
+    let Some(entry) = chain.entries.first().filter(|e| e.name == "PDPTE") else {
+        return;
+    };
+    if entry.level != 3 || chain.entries.len() > 3 {
+        return;
+    }
+    let index = entry.index as usize & 3;
+    let memory = view.pdptrs(state.sregs.cr3).map(|all| all[index]);
+    match (state.pdptrs, memory) {
+        (None, _) => chain.unknown.push(
+            "which PDPTEs the CPU has loaded: the kernel's KVM does not tell here, so these are as \
+             memory has them now"
+                .to_owned(),
+        ),
+        (Some(loaded), Some(memory)) if loaded[index] != memory => chain.checks.push(format!(
+            "the CPU has loaded {:#x} as PDPTE {index}; memory has {memory:#x} there now, which \
+             counts from the next MOV to CR3 on",
+            loaded[index]
+        )),
+        _ => {}
+    }
 }
 
 fn region(machine: &dyn Machine, chain: &Chain) -> Result<Option<String>, Trouble> {
@@ -107,13 +136,15 @@ fn region(machine: &dyn Machine, chain: &Chain) -> Result<Option<String>, Troubl
     Ok(region.map(|region| region.name.clone()))
 }
 
-/// The registers that govern translation. The PDPTEs are as memory has them now: the API does not
-/// tell what the CPU loaded.
+/// The registers that govern translation. Where the accelerator does not tell which PDPTEs the CPU
+/// has loaded, they are as memory has them now.
 pub(crate) fn paging_registers(state: &VcpuState, view: &GuestView<'_>) -> PagingRegisters {
     let sregs = &state.sregs;
     let pae = Cr4::from_bits_retain(sregs.cr4).contains(Cr4::PAE);
     let long = Efer::from_bits_retain(sregs.efer).contains(Efer::LMA);
-    let pdptrs = (pae && !long).then(|| view.pdptrs(sregs.cr3)).flatten();
+    let pages = pae && !long && Cr0::from_bits_retain(sregs.cr0).contains(Cr0::PG);
+    let in_memory = || pages.then(|| view.pdptrs(sregs.cr3)).flatten();
+    let pdptrs = state.pdptrs.filter(|_| pages).or_else(in_memory);
     PagingRegisters {
         cr0: sregs.cr0,
         cr3: sregs.cr3,

@@ -17,7 +17,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Seek, Write},
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, RawFd},
         unix::{
             fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
             net::UnixListener,
@@ -177,6 +177,16 @@ impl Directory {
         Ok(names)
     }
 
+    /// The name of the machine that this process runs, if it runs one.
+    pub fn name_of(&self, pid: u32) -> Result<Option<String>, DirectoryError> {
+        let names = self.names()?.into_iter();
+        let is_it = |name: &String| {
+            let lock = File::open(self.0.join(format!("{name}.lock")));
+            lock.is_ok_and(|mut lock| read_pid(&mut lock) == Some(pid))
+        };
+        Ok(names.into_iter().find(is_it))
+    }
+
     /// The socket of a machine that lives.
     pub fn find(&self, name: &str) -> Result<PathBuf, DirectoryError> {
         check_name(name)?;
@@ -201,6 +211,22 @@ impl Claim {
         &self.name
     }
 
+    /// The socket's path.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The descriptor of the lock.
+    pub(crate) fn lock_fd(&self) -> RawFd {
+        self.lock.as_raw_fd()
+    }
+
+    /// Removes the socket and the lock's file.
+    pub(crate) fn remove_files(&self) {
+        let _ = fs::remove_file(&self.socket);
+        let _ = fs::remove_file(&self.lock_path);
+    }
+
     /// Listens; from now on the machine can be reached.
     pub(crate) fn listen(&self) -> Result<UnixListener, DirectoryError> {
         let listener = UnixListener::bind(&self.socket).map_err(io("binding", &self.socket))?;
@@ -213,8 +239,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.socket);
-        let _ = fs::remove_file(&self.lock_path);
+        self.remove_files();
         // The lock itself goes with the file.
         let _ = self.lock.flush();
     }
@@ -294,6 +319,9 @@ mod tests {
         let pid = format!("(pid {})", std::process::id());
         assert!(second.contains("named a runs already") && second.contains(&pid));
         assert_eq!(directory.names().unwrap(), ["a"]);
+        let own = directory.name_of(std::process::id()).unwrap();
+        assert_eq!(own.as_deref(), Some("a"));
+        assert_eq!(directory.name_of(u32::MAX).unwrap(), None);
         drop(claim);
         assert_eq!(directory.names().unwrap(), [""; 0]);
         let missing = directory.find("a").unwrap_err().to_string();

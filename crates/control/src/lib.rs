@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   fourfold explain NAME … ─ Client ── NAME.sock ── Server ── dyn Machine ─┬─ Vm (vmm::Remote)
-//!                                       Directory     routes                └─ …
+//!                                       Directory     routes                └─ Program (kvm::Vm)
 //! ```
 //!
 //! | path              | what                                                                    |
@@ -31,6 +31,7 @@ mod faults;
 mod machine;
 mod openapi;
 mod peer;
+mod program;
 mod routes;
 mod server;
 mod vm;
@@ -43,5 +44,6 @@ pub use client::{Client, ClientError, Wish};
 pub use directory::{Claim, Directory, DirectoryError};
 pub use machine::{Held, Machine, Trouble, VcpuState, Wanted};
 pub use openapi::document;
-pub use server::{Server, ServerError};
+pub use program::{Newest, Program};
+pub use server::{Server, ServerError, Start};
 pub use vm::Vm;

@@ -55,6 +55,8 @@ pub struct VcpuState {
     pub sregs: kvm_sregs,
     /// What its CPUID says about paging.
     pub features: PagingFeatures,
+    /// The PDPTEs that the CPU has loaded, where it pages with them and tells.
+    pub pdptrs: Option<[u64; 4]>,
     /// PKRU.
     pub pkru: u32,
     /// What the TLB holds, if asked.
@@ -67,6 +69,9 @@ pub enum Trouble {
     /// vCPUs did not stop, or there is no such vCPU.
     #[error(transparent)]
     Pause(#[from] PauseError),
+    /// The same, of a program's VM.
+    #[error(transparent)]
+    StillRuns(#[from] kvm::StillRuns),
     /// It is being built.
     #[error("the machine is starting: ask again in a moment")]
     Starting,

@@ -188,22 +188,34 @@ impl Held for HeldVm {
     }
 
     fn translate(&self, index: u32, gva: Gva) -> Result<Option<Gpa>, Trouble> {
-        let call = "KVM_TRANSLATE";
         let answer = self
             .0
             .with_vcpu(index as usize, move |vcpu| vcpu.translate(gva))?;
-        let answer = answer.map_err(|cause| Trouble::Kvm { call, cause })?;
-        Ok((answer.valid != 0).then(|| Gpa::new(answer.physical_address)))
+        translated(answer)
     }
 }
 
-fn read(vcpu: &mut dyn Vcpu, tlb: Option<(Gva, Privilege)>) -> Result<VcpuState, Trouble> {
+/// What `KVM_TRANSLATE` answered.
+pub(crate) fn translated(
+    answer: accel::Result<kvm_bindings::kvm_translation>,
+) -> Result<Option<Gpa>, Trouble> {
+    let call = "KVM_TRANSLATE";
+    let answer = answer.map_err(|cause| Trouble::Kvm { call, cause })?;
+    Ok((answer.valid != 0).then(|| Gpa::new(answer.physical_address)))
+}
+
+/// Reads a vCPU that stands still.
+pub(crate) fn read(
+    vcpu: &mut dyn Vcpu,
+    tlb: Option<(Gva, Privilege)>,
+) -> Result<VcpuState, Trouble> {
     let failed = |call| move |cause| Trouble::Kvm { call, cause };
     let sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
     let cpuid = vcpu.get_cpuid().map_err(failed("KVM_GET_CPUID2"))?;
     let regs = vcpu.get_regs().map_err(failed("KVM_GET_REGS"))?;
     Ok(VcpuState {
         features: features(cpuid.as_slice()),
+        pdptrs: vcpu.pdptrs(),
         pkru: pkru(vcpu, sregs.cr4, cpuid.as_slice()),
         tlb: tlb.map(|(gva, privilege)| {
             tlb_side(vcpu, gva, effective(privilege, regs.rflags, sregs.ss.dpl))

@@ -57,7 +57,7 @@ impl HostSide {
                 PageState::Absent => "absent",
             }),
             hpa,
-            huge: page.is_huge(),
+            huge: page.is_huge().or_else(|| pagemap.is_huge(hva)),
             flags: page.flags.map(flag_words),
         })
     }

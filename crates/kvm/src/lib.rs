@@ -37,4 +37,4 @@ pub use errno::Errno;
 pub use mmu::PagingPath;
 pub use system::{Settings, System};
 pub use vcpu::Vcpu;
-pub use vm::Vm;
+pub use vm::{Hold, StillRuns, Vm};

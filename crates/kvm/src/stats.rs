@@ -4,21 +4,31 @@
 //!   header | id, 48 bytes | descriptors, 64 bytes each | data, 8 bytes each
 //! ```
 //!
-//! The file is a memfd, one for each object, made at the first call; each call opens it anew. Its
-//! values are brought up to date whenever a vCPU leaves `KVM_RUN` or somebody asks for a descriptor:
-//! what a program reads while all its vCPUs run is as old as the last exit.
+//! The file is a memfd, one for each object, made at the first call; each call opens it anew. The
+//! kernel's file counts while it is read; a memfd holds what was written last. So the values are
+//! brought up to date whenever a vCPU leaves `KVM_RUN` or somebody asks for a descriptor, and ten
+//! times a second from the first call on.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{KVM_STATS_TYPE_CUMULATIVE, KVM_STATS_TYPE_INSTANT, kvm_stats_header};
+use mmu::Mmu;
+use mmu::stats::VcpuStats;
 
+use crate::clock::monotonic_ns;
 use crate::errno::Errno;
-use crate::vcpu::{Inner, Vcpu};
-use crate::vm::{Shared, Vm};
+use crate::irqchip::apic::Alarm;
+use crate::service::{AlarmHandle, Expire, Service};
+use crate::vcpu::Vcpu;
+use crate::vm::Vm;
+
+/// How old a value that somebody reads may be.
+const REFRESH_NS: u64 = 100_000_000;
 
 /// Bytes of a name, and of the id.
 const NAME: usize = 48;
@@ -82,47 +92,71 @@ fn encode(id: &str, stats: &[Stat]) -> Vec<u8> {
     file
 }
 
+/// Where a file's values come from: numbers that any thread may read.
+type Source = Box<dyn Fn() -> Vec<u64> + Send + Sync>;
+
 /// An object's file, once somebody has asked for it.
 #[derive(Default)]
-pub(crate) struct StatsFile(OnceLock<Published>);
+pub(crate) struct StatsFile(OnceLock<Arc<Published>>);
 
 struct Published {
     file: File,
     /// Where the values begin.
     data: u64,
+    source: Source,
+    alarm: AlarmHandle,
 }
 
 impl StatsFile {
     /// A descriptor of the program's own, at the beginning of the file.
-    fn open(&self, id: &str, stats: &[Stat]) -> Result<OwnedFd, Errno> {
+    fn open(
+        &self,
+        id: &str,
+        stats: &[Stat],
+        source: Source,
+        service: &Service,
+    ) -> Result<OwnedFd, Errno> {
         if self.0.get().is_none() {
-            let file = publish(&encode(id, stats))?;
-            let data = (HEADER + NAME + stats.len() * DESCRIPTOR) as u64;
+            let published = Arc::new(Published {
+                file: publish(&encode(id, stats))?,
+                data: (HEADER + NAME + stats.len() * DESCRIPTOR) as u64,
+                source,
+                alarm: service.alarm(),
+            });
+            let target = Arc::downgrade(&(Arc::clone(&published) as Arc<dyn Expire>));
+            published.alarm.set_target(target);
             // Another thread may have been faster; one of the two files is as good as the other.
-            let _ = self.0.set(Published { file, data });
+            let _ = self.0.set(published);
         }
         let published = self.0.get().ok_or(Errno::ENOMEM)?;
-        published.write(stats)?;
+        published.expired();
         let path = format!("/proc/self/fd/{}", published.file.as_raw_fd());
         Ok(File::open(path)?.into())
     }
 
-    /// Whether anybody reads it.
-    fn is_open(&self) -> bool {
-        self.0.get().is_some()
-    }
-
-    fn refresh(&self, stats: &[Stat]) {
+    /// Brings the file up to date, if somebody has it.
+    fn refresh(&self) {
         if let Some(published) = self.0.get() {
             // A memfd of ours that has its size takes the write.
-            let _ = published.write(stats);
+            let _ = published.write();
         }
     }
 }
 
+impl Expire for Published {
+    fn expired(&self) {
+        // As above.
+        let _ = self.write();
+        self.alarm.set(Some(monotonic_ns() + REFRESH_NS));
+    }
+}
+
 impl Published {
-    fn write(&self, stats: &[Stat]) -> Result<(), Errno> {
-        let values: Vec<u8> = stats.iter().flat_map(|s| s.value.to_le_bytes()).collect();
+    fn write(&self) -> Result<(), Errno> {
+        let values: Vec<u8> = (self.source)()
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         Ok(self.file.write_all_at(&values, self.data)?)
     }
 }
@@ -141,8 +175,11 @@ fn publish(bytes: &[u8]) -> Result<File, Errno> {
     Ok(file)
 }
 
-fn of_vm(shared: &Shared) -> [Stat; 5] {
-    let mmu = shared.mmu();
+fn values(stats: &[Stat]) -> Vec<u64> {
+    stats.iter().map(|stat| stat.value).collect()
+}
+
+fn of_vm(mmu: &Mmu) -> [Stat; 5] {
     let [small, medium, large] = mmu.pages();
     [
         counter("remote_tlb_flush", mmu.stats().remote_tlb_flush.get()),
@@ -156,36 +193,92 @@ fn of_vm(shared: &Shared) -> [Stat; 5] {
     ]
 }
 
-fn of_vcpu(inner: &Inner) -> Vec<Stat> {
-    let counters = inner.core.engine().map(|e| e.mmu().stats().clone());
-    let named = counters.unwrap_or_default().named().into_iter();
-    named.map(|(name, value)| counter(name, value)).collect()
+/// A counter that one thread writes at a time, and any thread reads.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    /// One more. The caller has the vCPU's lock.
+    pub(crate) fn bump(&self) {
+        self.0.store(self.get() + 1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a vCPU's run loop has met, by the kernel's names.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "the names are the kernel's")]
+pub(crate) struct Counters {
+    pub(crate) exits: Count,
+    pub(crate) io_exits: Count,
+    pub(crate) mmio_exits: Count,
+    pub(crate) signal_exits: Count,
+    pub(crate) irq_window_exits: Count,
+    pub(crate) halt_exits: Count,
+    pub(crate) halt_wakeup: Count,
+    pub(crate) halt_attempted_poll: Count,
+    pub(crate) halt_successful_poll: Count,
+    pub(crate) hypercalls: Count,
+    pub(crate) irq_injections: Count,
+    pub(crate) nmi_injections: Count,
+    /// Those of the MMU, from the first run on.
+    pub(crate) mmu: OnceLock<Arc<VcpuStats>>,
+}
+
+fn of_vcpu(counters: &Counters) -> Vec<Stat> {
+    let c = counters;
+    let own = [
+        counter("exits", c.exits.get()),
+        counter("io_exits", c.io_exits.get()),
+        counter("mmio_exits", c.mmio_exits.get()),
+        counter("signal_exits", c.signal_exits.get()),
+        counter("irq_window_exits", c.irq_window_exits.get()),
+        counter("halt_exits", c.halt_exits.get()),
+        counter("halt_wakeup", c.halt_wakeup.get()),
+        counter("halt_attempted_poll", c.halt_attempted_poll.get()),
+        counter("halt_successful_poll", c.halt_successful_poll.get()),
+        counter("hypercalls", c.hypercalls.get()),
+        counter("irq_injections", c.irq_injections.get()),
+        counter("nmi_injections", c.nmi_injections.get()),
+    ];
+    let none = VcpuStats::default();
+    let engine = c.mmu.get().map_or(&none, |stats| &**stats).named();
+    let engine = engine.into_iter();
+    own.into_iter()
+        .chain(engine.map(|(name, value)| counter(name, value)))
+        .collect()
 }
 
 impl Vm {
     /// `KVM_GET_STATS_FD` on a VM.
     pub fn stats_fd(&self) -> Result<OwnedFd, Errno> {
         let shared = self.shared();
-        shared.stats().open("kvm", &of_vm(shared))
+        let mmu = Arc::clone(shared.mmu());
+        let stats = of_vm(&mmu);
+        let source = Box::new(move || values(&of_vm(&mmu)));
+        let service = shared.irqchip().service();
+        shared.stats().open("kvm", &stats, source, service)
     }
 }
 
 impl Vcpu {
     /// `KVM_GET_STATS_FD` on a vCPU.
     pub fn stats_fd(&self) -> Result<OwnedFd, Errno> {
-        let inner = self.lock();
         let id = format!("kvm/vcpu-{}", self.id());
-        self.stats().open(&id, &of_vcpu(&inner))
+        let counters = Arc::clone(self.counters());
+        let stats = of_vcpu(&counters);
+        let source = Box::new(move || values(&of_vcpu(&counters)));
+        let service = self.vm().irqchip().service();
+        self.stats().open(&id, &stats, source, service)
     }
 
     /// Brings the files up to date that somebody has open.
-    pub(crate) fn refresh_stats(&self, inner: &Inner) {
-        if self.stats().is_open() {
-            self.stats().refresh(&of_vcpu(inner));
-        }
-        if self.vm().stats().is_open() {
-            self.vm().stats().refresh(&of_vm(self.vm()));
-        }
+    pub(crate) fn refresh_stats(&self) {
+        self.stats().refresh();
+        self.vm().stats().refresh();
     }
 }
 
@@ -208,17 +301,37 @@ mod tests {
     #[test]
     fn a_file_follows_its_object() {
         use std::io::Read;
-        let stats = StatsFile::default();
-        let first: File = stats.open("kvm", &[counter("a", 7)]).unwrap().into();
-        let mut second: File = stats.open("kvm", &[counter("a", 8)]).unwrap().into();
-        stats.refresh(&[counter("a", 9)]);
+        let (stats, service) = (StatsFile::default(), Service::new().unwrap());
+        let count = Arc::new(Count::default());
+        let open = || {
+            let count = Arc::clone(&count);
+            let source = Box::new(move || vec![count.get()]);
+            let opened = stats.open("kvm", &[counter("a", 0)], source, &service);
+            File::from(opened.unwrap())
+        };
+        let first = open();
+        count.bump();
+        let mut second = open();
         let mut text = Vec::new();
         second.read_to_end(&mut text).unwrap();
-        assert_eq!(text[text.len() - 8..], 9u64.to_le_bytes());
-        let mut value = [0; 8];
-        first
-            .read_exact_at(&mut value, text.len() as u64 - 8)
-            .unwrap();
-        assert_eq!(value, 9u64.to_le_bytes());
+        assert_eq!(text[text.len() - 8..], 1u64.to_le_bytes());
+        let read = || {
+            let mut value = [0; 8];
+            first
+                .read_exact_at(&mut value, text.len() as u64 - 8)
+                .unwrap();
+            u64::from_le_bytes(value)
+        };
+        assert_eq!(read(), 1);
+        count.bump();
+        stats.refresh();
+        assert_eq!(read(), 2);
+        // And by itself.
+        count.bump();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while read() != 3 && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert_eq!(read(), 3);
     }
 }

@@ -12,10 +12,12 @@ use kvm::signals::Call;
 use crate::next::next;
 use crate::settings::{Accel, Settings};
 use crate::trace::exits;
-use crate::{fail, process, stats, trace};
+use crate::{control, fail, process, stats, trace};
 
 /// `_IO(KVMIO, 0x80)`.
 const KVM_RUN: u32 = 0xae80;
+/// `_IO(KVMIO, 0x41)`.
+const KVM_CREATE_VCPU: u32 = 0xae41;
 /// `_IOWR(0xaa, 0, struct uffdio_register)`.
 const UFFDIO_REGISTER: u32 = 0xc020_aa00;
 
@@ -74,7 +76,11 @@ pub(crate) unsafe extern "C-unwind" fn ioctl(
 fn answer(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     let ours = {
         let _call = Call::enter();
-        kvm::fds::ioctl(fd, request as u32, Argument::new(argument as u64))
+        let answer = kvm::fds::ioctl(fd, request as u32, Argument::new(argument as u64));
+        if request as u32 == KVM_CREATE_VCPU && matches!(answer, Some(Ok(_))) {
+            control::start();
+        }
+        answer
     };
     let ours = ours.or_else(|| inherited(fd, request as u32, Argument::new(argument as u64)));
     match ours {

@@ -31,6 +31,7 @@
 )]
 
 mod bpf;
+mod control;
 mod descriptors;
 mod ioctl;
 mod mapping;

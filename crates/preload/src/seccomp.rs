@@ -20,7 +20,7 @@ use kvm::signals::Call;
 use crate::bpf::{self, Program, SeccompData};
 use crate::next::next;
 use crate::settings::{Accel, Settings};
-use crate::{fail, process};
+use crate::{control, fail, process};
 
 const PR_SET_SECCOMP: c_long = 22;
 const MODE_STRICT: c_long = 1;
@@ -139,8 +139,9 @@ pub(crate) unsafe fn refuses(number: c_long, args: [c_long; 6]) -> Option<c_int>
         Some(program) => unsafe { forbids(program as *const Program) },
         None => vec!["all but read, write and exit"],
     };
-    // Fault-ahead makes calls that are not on the list.
+    // Fault-ahead and the control socket make calls that are not on the list.
     memory::ahead::forbid();
+    control::give_up();
     if forbidden.is_empty() {
         return None;
     }

@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) trace: bool,
     /// Print sums at the end.
     pub(crate) stats: bool,
+    /// No control socket.
+    pub(crate) private: bool,
     /// Leave out filters of system calls that would end the engine.
     pub(crate) ignore_seccomp: bool,
 }
@@ -49,6 +51,7 @@ impl Settings {
                 "paging=direct" => settings.paging = PagingPath::Direct,
                 "trace" => settings.trace = true,
                 "stats" => settings.stats = true,
+                "private" => settings.private = true,
                 "ignore-seccomp" => settings.ignore_seccomp = true,
                 _ => {}
             }

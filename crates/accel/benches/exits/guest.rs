@@ -73,7 +73,7 @@ impl Guest {
         self.memory.as_volatile_slice()
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         self.slice()
             .subslice(at as usize, bytes.len())
             .expect("in memory")

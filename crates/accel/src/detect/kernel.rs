@@ -1,6 +1,6 @@
 //! `/dev/kvm`: is it there, may we open it, and what is behind it.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::OnceLock, time::Duration};
 
 use kvm_ioctls::Kvm;
 
@@ -56,8 +56,13 @@ pub enum KvmKind {
 }
 
 impl KernelKvm {
-    /// Looks at this host's.
+    /// Looks at this host's, once in a process: a test guest runs, which takes its time.
     pub fn probe() -> Self {
+        static SEEN: OnceLock<KernelKvm> = OnceLock::new();
+        SEEN.get_or_init(Self::look).clone()
+    }
+
+    fn look() -> Self {
         let Ok(metadata) = fs::metadata(DEVICE) else {
             return Self::Absent;
         };

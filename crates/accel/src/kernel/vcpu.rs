@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "KVM_SET_XSAVE and KVM_INTERRUPT need the raw calls"
+    reason = "KVM_SET_XSAVE, KVM_GET_SREGS2 and KVM_INTERRUPT need the raw calls"
 )]
 
 use std::{
@@ -14,15 +14,19 @@ use addr::Gva;
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVMIO, Msrs, kvm_debugregs, kvm_enable_cap, kvm_fpu,
     kvm_guest_debug, kvm_interrupt, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_translation, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_sregs, kvm_sregs2, kvm_translation, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::{ioctl::ioctl_with_ref, ioctl_iow_nr};
+use vmm_sys_util::{
+    ioctl::{ioctl_with_mut_ref, ioctl_with_ref},
+    ioctl_ior_nr, ioctl_iow_nr,
+};
 
 use super::run::RunPage;
-use crate::{Errno, Exit, Kicker, Level, Result, Vcpu};
+use crate::{Errno, Exit, Kicker, Level, Result, Vcpu, loaded_pdptrs};
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
 
 pub(super) struct KernelVcpu {
     fd: VcpuFd,
@@ -79,6 +83,13 @@ impl Vcpu for KernelVcpu {
 
     fn get_sregs(&self) -> Result<kvm_sregs> {
         self.fd.get_sregs()
+    }
+
+    fn pdptrs(&self) -> Option<[u64; 4]> {
+        let mut sregs = kvm_sregs2::default();
+        // SAFETY: the call fills in the structure, or fails.
+        let done = unsafe { ioctl_with_mut_ref(&self.fd, KVM_GET_SREGS2(), &mut sregs) };
+        loaded_pdptrs(&sregs).filter(|_| done == 0)
     }
 
     fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()> {

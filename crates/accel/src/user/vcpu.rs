@@ -10,7 +10,7 @@ use kvm_bindings::{
 };
 
 use super::{errno, too_long};
-use crate::{Exit, Kicker, Level, Result, TlbEntry, Vcpu, decode};
+use crate::{Exit, Kicker, Level, Result, TlbEntry, Vcpu, decode, loaded_pdptrs};
 
 pub(super) struct UserVcpu {
     /// A vCPU's VM lives as long as it.
@@ -74,6 +74,10 @@ impl Vcpu for UserVcpu {
 
     fn get_sregs(&self) -> Result<kvm_sregs> {
         Ok(self.vcpu.get_sregs())
+    }
+
+    fn pdptrs(&self) -> Option<[u64; 4]> {
+        loaded_pdptrs(&self.vcpu.get_sregs2())
     }
 
     fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()> {

@@ -7,6 +7,7 @@
 
 #[path = "../../benches/exits/guest.rs"]
 mod guest;
+mod processors;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -276,7 +277,13 @@ fn the_monitors_ioapic_sees_the_eoi() {
             Exit::IoOut { port: 0xe2, .. }
         ));
         guest.vm.set_irq_line(GSI, Level::High).unwrap();
-        wait(&mut guest);
+        let _watchdog = Watchdog::new(guest.vcpus[0].kicker(), LONG);
+        match guest.vcpus[0].run().unwrap() {
+            Exit::IoOut { port: 0xe1, .. } => {}
+            // A KVM in software may keep no interrupts in service: taking one ends it.
+            Exit::IoapicEoi { vector: VECTOR } if accelerator.kind() == Kind::Kernel => return,
+            other => panic!("{other:?}"),
+        }
         let _watchdog = Watchdog::new(guest.vcpus[0].kicker(), LONG);
         match guest.vcpus[0].run().unwrap() {
             Exit::IoapicEoi { vector } => assert_eq!(vector, VECTOR),

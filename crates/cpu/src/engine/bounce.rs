@@ -26,7 +26,7 @@ pub(crate) struct Bounce {
     /// General registers and arithmetic flags before the instruction, for one that begins again.
     gpr: [u64; 16],
     arith: u16,
-    rip: u64,
+    pub(super) rip: u64,
 }
 
 #[derive(Clone, Debug)]

@@ -309,6 +309,12 @@ impl Vcpu {
         system::complete_io(&mut frame.state, &mut self.pending, data);
     }
 
+    /// The instruction that wrote last to memory where its operand could not lie: a write to a
+    /// device leaves when RIP is behind it already.
+    pub fn last_store(&self) -> u64 {
+        self.bounce.rip
+    }
+
     /// The monitor has dealt with [`crate::Exit::Mmio`]: the bytes read (none for a write).
     pub fn complete_mmio(&mut self, data: &[u8]) {
         self.memory.mmio.complete(data);

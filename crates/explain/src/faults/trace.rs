@@ -1,5 +1,7 @@
 //! A trace that Perfetto's user interface opens: the JSON trace event format, one slice a fault, one
 //! track a vCPU.
+//!
+//! Threads are numbered from 1: to the reader of the format, thread 0 is the idle one.
 
 use std::io::{self, Write};
 
@@ -14,6 +16,8 @@ pub struct Trace<W: Write> {
     out: W,
     pid: u32,
     vcpus: Vec<u32>,
+    /// When the last line was, for those that have no time of their own.
+    last_ns: u64,
 }
 
 impl<W: Write> Trace<W> {
@@ -29,6 +33,7 @@ impl<W: Write> Trace<W> {
             out,
             pid,
             vcpus: Vec::new(),
+            last_ns: 0,
         })
     }
 
@@ -38,12 +43,17 @@ impl<W: Write> Trace<W> {
             Line::Fault(record) => self.fault(record, symbols),
             Line::Dropped { vcpu, count } => {
                 let lost = json!({
-                    "name": format!("{count} faults lost"), "ph": "I", "s": "g", "ts": 0,
-                    "pid": self.pid, "tid": vcpu.unwrap_or(0),
+                    "name": format!("{count} faults lost"), "cat": "fault",
+                    "ph": "i", "s": if vcpu.is_some() { "t" } else { "p" },
+                    "ts": microseconds(self.last_ns),
+                    "pid": self.pid, "tid": thread(vcpu.unwrap_or(0)),
                 });
                 write!(self.out, ",\n{lost}")
             }
-            Line::Idle { .. } => Ok(()),
+            Line::Idle { time_ns } => {
+                self.last_ns = *time_ns;
+                Ok(())
+            }
         }
     }
 
@@ -51,7 +61,8 @@ impl<W: Write> Trace<W> {
         if !self.vcpus.contains(&record.vcpu) {
             self.vcpus.push(record.vcpu);
             let name = json!({
-                "name": "thread_name", "ph": "M", "pid": self.pid, "tid": record.vcpu,
+                "name": "thread_name", "ph": "M", "pid": self.pid,
+                "tid": thread(record.vcpu),
                 "args": { "name": format!("vCPU {}", record.vcpu) },
             });
             write!(self.out, ",\n{name}")?;
@@ -60,11 +71,12 @@ impl<W: Write> Trace<W> {
         if let Some((function, offset)) = symbols.and_then(|s| s.find(record.rip)) {
             arguments["function"] = json!(format!("{function}+{offset:#x}"));
         }
+        self.last_ns = record.time_ns;
         let began = record.time_ns.saturating_sub(record.cost_ns);
         let event = json!({
             "name": record.cause, "cat": "fault", "ph": "X",
             "ts": microseconds(began), "dur": microseconds(record.cost_ns),
-            "pid": self.pid, "tid": record.vcpu, "args": arguments,
+            "pid": self.pid, "tid": thread(record.vcpu), "args": arguments,
         });
         write!(self.out, ",\n{event}")
     }
@@ -74,6 +86,11 @@ impl<W: Write> Trace<W> {
         writeln!(self.out, "\n]")?;
         self.out.flush()
     }
+}
+
+/// A vCPU's number as a thread.
+fn thread(vcpu: u32) -> u32 {
+    vcpu + 1
 }
 
 /// The format's unit; a trace is shorter than the 104 days that are exact.

@@ -4,7 +4,7 @@
 mod svg;
 mod terminal;
 
-use addr::{Address, Gpa, Hva, HvaRange, PageSize};
+use addr::{Address, Frame, Gpa, Hfn, Hva, HvaRange, PageSize};
 use memory::pagemap::{FrameNumber, PageEntry, PageState, Pagemap, PagemapError};
 use mmu::{Mmu, PagingPath};
 use serde::{Deserialize, Serialize};
@@ -206,7 +206,7 @@ impl Survey<'_> {
             return Ok(());
         };
         let first = hva.frame().number();
-        let mut huge = HugeBlocks::new(self.pagemap);
+        let mut huge = HugePages::new(self.pagemap, range);
         let cell = region.cell_bytes;
         self.pagemap.scan(range, |page, entry| {
             let at = (page.number() - first) * PAGE / cell;
@@ -219,7 +219,7 @@ impl Survey<'_> {
                 PageState::Present(frame) => {
                     *hidden |= frame == FrameNumber::Hidden;
                     tally.resident += PAGE;
-                    tally.huge += if huge.holds(entry) { PAGE } else { 0 };
+                    tally.huge += if huge.holds(page, entry) { PAGE } else { 0 };
                     tally.shared += if entry.file_or_shared { PAGE } else { 0 };
                 }
             }
@@ -268,22 +268,37 @@ fn spread(region: &mut RegionMap, offset: u64, bytes: u64, size: PageSize) {
     }
 }
 
-/// Which frames belong to huge pages: asked once for each 2 MiB of the host's memory, because all
-/// frames of a huge page lie in one.
-struct HugeBlocks<'a> {
+/// Which pages of a range are huge ones: by the kernel's word on the range, or else (before Linux
+/// 6.7, as root) on each frame.
+struct HugePages<'a> {
     pagemap: &'a Pagemap,
+    /// What is left of the ranges that are huge, in order.
+    ranges: Option<std::iter::Peekable<std::vec::IntoIter<HvaRange>>>,
+    /// All frames of a huge page lie in one block of 2 MiB, so each is asked about once.
     last: Option<(u64, bool)>,
 }
 
-impl<'a> HugeBlocks<'a> {
-    fn new(pagemap: &'a Pagemap) -> Self {
+impl<'a> HugePages<'a> {
+    fn new(pagemap: &'a Pagemap, range: HvaRange) -> Self {
+        let ranges = pagemap.huge_ranges(range);
         Self {
             pagemap,
+            ranges: ranges.map(|ranges| ranges.into_iter().peekable()),
             last: None,
         }
     }
 
-    fn holds(&mut self, entry: PageEntry) -> bool {
+    /// Whether this page is huge. Pages are asked about in ascending order.
+    fn holds(&mut self, page: Hfn, entry: PageEntry) -> bool {
+        let Some(ranges) = &mut self.ranges else {
+            return self.holds_frame(entry);
+        };
+        let at = page.start();
+        while ranges.next_if(|range| range.end() <= at).is_some() {}
+        ranges.peek().is_some_and(|range| range.contains(at))
+    }
+
+    fn holds_frame(&mut self, entry: PageEntry) -> bool {
         const FRAMES: u64 = 512;
         let Some(frame) = entry.frame() else {
             return false;

@@ -57,11 +57,20 @@ pub(super) fn kernel_kvm(kernel: &KernelKvm) -> Finding {
             KvmKind::Hardware => row(Standing::Good, "Guests run on it."),
             KvmKind::Software => row(
                 Standing::Limited,
-                "Guests run on `user` instead; `--accel kvm` is possible, for small guests.",
+                "It emulates, which is slower than `user`: guests run on `user`, and `--accel kvm` is \
+                 for small ones.",
+            )
+            .remedy(
+                "run on a machine with VT-x or SVM; in a virtual machine, have nested \
+                 virtualisation turned on in its host",
             ),
             KvmKind::Broken => row(
                 Standing::Limited,
                 "Guests run on `user`; `--accel kvm` will fail.",
+            )
+            .remedy(
+                "look into `dmesg` for what the module says; in a virtual machine, nested \
+                 virtualisation may be turned off in its host",
             ),
         },
     }
@@ -117,20 +126,20 @@ pub(super) fn pagemap() -> Finding {
             name,
             Standing::Good,
             format!("frame numbers are shown (this process has one at frame {frame:#x})"),
-            "Host physical addresses can be shown.",
+            "`explain` and `tour` show host physical addresses, too.",
         ),
         Ok(None) => finding(
             name,
             Standing::Limited,
             "readable, but frame numbers are hidden",
-            "Host virtual addresses are shown, host physical ones are not.",
+            "`explain` and `tour` end at host virtual addresses; all else works.",
         )
         .remedy("run as root, or give the binary CAP_SYS_ADMIN"),
         Err(error) => finding(
             name,
             Standing::Missing,
             format!("/proc/self/pagemap: {error}"),
-            "Host virtual addresses are shown, host physical ones are not.",
+            "`explain` and `tour` end at host virtual addresses; all else works.",
         )
         .remedy("mount /proc, and run as root where frame numbers are wanted"),
     }
@@ -156,13 +165,13 @@ pub(super) fn userfaultfd() -> Finding {
             name,
             Standing::Good,
             "works",
-            "Guest memory can be provided on demand.",
+            "A monitor under `fourfold exec` can provide guest memory on demand, as for migration.",
         ),
         Err(error) => finding(
             name,
             Standing::Missing,
             error.to_string(),
-            "Guest memory can't be provided on demand; nothing else needs it.",
+            "Monitors under `fourfold exec` can't provide guest memory on demand; `run` needs no such.",
         )
         .remedy(
             "run as root, or `sudo sysctl vm.unprivileged_userfaultfd=1`; in a container, allow \
@@ -198,7 +207,7 @@ pub(super) fn huge_pages() -> Finding {
         |pages: Option<u64>| pages.map_or("not offered".to_owned(), |n| format!("{n} free"));
     let seen = format!("2 MiB: {}, 1 GiB: {}", count(small), count(large));
     if small.unwrap_or(0) + large.unwrap_or(0) > 0 {
-        let effect = "Guest memory can be backed by them.";
+        let effect = "A monitor under `fourfold exec` that asks for them gets them; `run` takes what the next line says.";
         return finding("huge pages", Standing::Good, seen, effect);
     }
     let effect = "Guest memory uses ordinary pages, made larger by the kernel where it can.";

@@ -30,6 +30,10 @@ pub(crate) struct ExecOptions {
     /// Leave out seccomp filters of the program that would forbid what our KVM needs
     #[arg(long)]
     ignore_seccomp: bool,
+    /// Make no control socket: the program is not found by `fourfold ps`, and `explain`, `map`,
+    /// `faults` and `pause` do not reach it
+    #[arg(long)]
+    private: bool,
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
@@ -84,6 +88,9 @@ fn settings(options: &ExecOptions) -> String {
     }
     if options.stats {
         words.push("stats");
+    }
+    if options.private {
+        words.push("private");
     }
     if options.ignore_seccomp {
         words.push("ignore-seccomp");

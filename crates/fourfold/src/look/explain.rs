@@ -10,7 +10,7 @@ use explain::{Chain, Search, Target, parse_hex, qemu::Qemu, symbols::Symbols};
 use mmu::{Access, AccessKind, Privilege};
 
 use super::{
-    machine,
+    machine, name_of,
     names::{address, symbols},
     print_json, say,
 };
@@ -24,7 +24,7 @@ Examples:
   fourfold explain vm gpa:0xfee00000
   fourfold explain vm hva:0x7f3000001000     also: which guest mappings lead there
   fourfold explain vm hpa:0x12345000 --json
-  fourfold explain --pid 1234 gva:0xffffffff81000000     a machine of QEMU's";
+  fourfold explain --pid 1234 gva:0xffffffff81000000     a program under `fourfold exec`, or a QEMU";
 
 /// Options of `explain`.
 #[derive(Debug, Args)]
@@ -37,7 +37,8 @@ pub(crate) struct ExplainOptions {
     /// `linux_banner` or `start_kernel+0x10`
     #[arg(value_name = "ADDRESS")]
     second: Option<String>,
-    /// A machine of QEMU's instead of one of ours: its process
+    /// A process instead of a name: of `fourfold run`, a program under `fourfold exec`, or a QEMU
+    /// of its own
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
     /// QEMU's QMP socket [default: the one that its command line names]
@@ -80,7 +81,7 @@ enum Kind {
 /// Asks and prints.
 pub(crate) fn run(options: &ExplainOptions) -> Result<Ending> {
     let chain = match options.pid {
-        Some(pid) => of_qemu(options, pid)?,
+        Some(pid) => of_process(options, pid)?,
         None => of_ours(options)?,
     };
     if options.json {
@@ -91,14 +92,23 @@ pub(crate) fn run(options: &ExplainOptions) -> Result<Ending> {
     Ok(Ending::Done)
 }
 
-/// A machine of QEMU's.
-fn of_qemu(options: &ExplainOptions, pid: u32) -> Result<Chain> {
+/// A machine of ours in that process, or one of QEMU's. With `--qmp` it is QEMU that is asked, even
+/// if its KVM is ours.
+fn of_process(options: &ExplainOptions, pid: u32) -> Result<Chain> {
     if let Some(second) = &options.second {
         bail!(
             "--pid names the machine: leave {:?} or {second:?} out",
             options.first
         );
     }
+    match name_of(pid)? {
+        Some(name) if options.qmp.is_none() => ask(options, &name, &options.first),
+        _ => of_qemu(options, pid),
+    }
+}
+
+/// A machine of QEMU's.
+fn of_qemu(options: &ExplainOptions, pid: u32) -> Result<Chain> {
     let mut qemu = Qemu::open(pid, options.qmp.as_deref())?;
     let cr3 = match &options.cr3 {
         Some(text) => Some(parse_hex(text).with_context(|| format!("--cr3 {text}"))?),
@@ -144,7 +154,11 @@ fn of_ours(options: &ExplainOptions) -> Result<Chain> {
             options.first
         );
     };
-    let client = machine(&options.first)?;
+    ask(options, &options.first, asked)
+}
+
+fn ask(options: &ExplainOptions, machine_name: &str, asked: &str) -> Result<Chain> {
+    let client = machine(machine_name)?;
     let is_address = asked.parse::<Target>().is_ok();
     let symbols = match (&options.symbols, is_address) {
         (None, true) => None,
@@ -154,7 +168,7 @@ fn of_ours(options: &ExplainOptions) -> Result<Chain> {
         Some(symbols) if !is_address => {
             format!("gva:{:#x}", address(symbols, asked)?)
         }
-        _ => asked.clone(),
+        _ => asked.to_owned(),
     };
     let query = ExplainQuery {
         address,

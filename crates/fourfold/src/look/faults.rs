@@ -17,7 +17,7 @@ use explain::{
     symbols::Symbols,
 };
 
-use super::{machine, names, print_json, say};
+use super::{Which, machine, names, print_json, say};
 use crate::ending::Ending;
 
 const EXAMPLES: &str = "\
@@ -35,14 +35,15 @@ Examples:
   fourfold faults vm --cause guest --for 5
   fourfold faults vm --summary --for 10 --symbols kernel
   fourfold faults vm --for 3 --perfetto trace.json
+  fourfold faults --pid 1234                      a program under `fourfold exec`
   fourfold run --name vm --paused & fourfold faults vm --resume     from the first instruction";
 
 /// Options of `faults`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct FaultsOptions {
-    /// The machine's name, as `fourfold ps` lists it
-    name: String,
+    #[command(flatten)]
+    which: Which,
     /// These causes alone, separated by commas
     #[arg(long, value_name = "CAUSES")]
     cause: Option<String>,
@@ -81,7 +82,7 @@ pub(crate) struct FaultsOptions {
 
 /// Listens and shows.
 pub(crate) fn run(options: &FaultsOptions) -> Result<Ending> {
-    let client = machine(&options.name)?;
+    let client = machine(&options.which.name()?)?;
     let status: Status = client.get("/status", &())?;
     let symbols = match &options.symbols {
         Some(path) => Some(names::symbols(&client, Some(path))?),
@@ -144,7 +145,7 @@ impl Listener<'_> {
         let line: Line = serde_json::from_str(text).context("a line of the stream")?;
         if !self.resumed {
             self.resumed = true;
-            super::power::go_on(&self.options.name)?;
+            super::power::go_on(&self.options.which.name()?)?;
         }
         self.counting.add(&line, self.symbols);
         if let Some(trace) = &mut self.trace {

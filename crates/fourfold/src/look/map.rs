@@ -7,14 +7,14 @@ use clap::Args;
 use control::MapQuery;
 use explain::map::{MemoryMap, html, svg};
 
-use super::{machine, print_json, say};
+use super::{Which, machine, print_json, say};
 use crate::ending::Ending;
 
 /// Options of `map`.
 #[derive(Debug, Args)]
 pub(crate) struct MapOptions {
-    /// The machine's name, as `fourfold ps` lists it
-    name: String,
+    #[command(flatten)]
+    which: Which,
     /// Draw it again every so many seconds, until Ctrl-C or the machine's end
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
     watch: Option<u64>,
@@ -34,7 +34,7 @@ pub(crate) struct MapOptions {
 
 /// Asks and shows.
 pub(crate) fn run(options: &MapOptions) -> Result<Ending> {
-    let client = machine(&options.name)?;
+    let client = machine(&options.which.name()?)?;
     let map: MemoryMap = client.get("/map", &MapQuery::default())?;
     let pictures = [(&options.svg, svg as fn(&_) -> _), (&options.html, html)];
     for (path, draw) in pictures {

@@ -14,11 +14,44 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use clap::Args;
 use control::{Client, Directory, State, Status};
 use serde::Serialize;
 
 use crate::ending::Ending;
+
+/// Which machine: of `fourfold run`, or a program under `fourfold exec`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Which {
+    /// The machine's name, as `fourfold ps` lists it
+    #[arg(required_unless_present = "pid")]
+    name: Option<String>,
+    /// The machine that this process runs, instead of a name
+    #[arg(long, value_name = "PID", conflicts_with = "name")]
+    pid: Option<u32>,
+}
+
+impl Which {
+    /// Its name.
+    fn name(&self) -> Result<String> {
+        match (&self.name, self.pid) {
+            (Some(name), _) => Ok(name.clone()),
+            (None, Some(pid)) => name_of(pid)?.with_context(|| {
+                format!(
+                    "process {pid} runs no machine that can be reached: `fourfold run` and \
+                     `fourfold exec` make such, `fourfold ps` lists them"
+                )
+            }),
+            (None, None) => bail!("give a machine's name, or --pid"),
+        }
+    }
+}
+
+/// The name of the machine that a process runs, if it runs one that can be reached.
+fn name_of(pid: u32) -> Result<Option<String>> {
+    Ok(Directory::of_user()?.name_of(pid)?)
+}
 
 /// A connection to the machine of this name.
 fn machine(name: &str) -> Result<Client> {

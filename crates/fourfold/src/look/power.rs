@@ -4,14 +4,14 @@ use anyhow::Result;
 use clap::Args;
 use control::{StateAnswer, Status};
 
-use super::{machine, print_json, say};
+use super::{Which, machine, print_json, say};
 use crate::ending::Ending;
 
 /// Which machine.
 #[derive(Debug, Args)]
 pub(crate) struct PowerOptions {
-    /// The machine's name, as `fourfold ps` lists it
-    name: String,
+    #[command(flatten)]
+    which: Which,
     /// Print the answer as JSON
     #[arg(long)]
     json: bool,
@@ -28,13 +28,14 @@ pub(crate) fn resume(options: &PowerOptions) -> Result<Ending> {
 }
 
 fn set(options: &PowerOptions, path: &str, what: &str) -> Result<Ending> {
-    let answer: StateAnswer = machine(&options.name)?.post(path)?;
+    let name = options.which.name()?;
+    let answer: StateAnswer = machine(&name)?.post(path)?;
     if options.json {
         print_json(&answer)?;
     } else {
         say(&format!(
-            "{}: {what}, after {:.2} ms\n",
-            options.name, answer.milliseconds
+            "{name}: {what}, after {:.2} ms\n",
+            answer.milliseconds
         ))?;
     }
     Ok(Ending::Done)
@@ -42,11 +43,12 @@ fn set(options: &PowerOptions, path: &str, what: &str) -> Result<Ending> {
 
 /// `fourfold stop`.
 pub(crate) fn stop(options: &PowerOptions) -> Result<Ending> {
-    let answer: Status = machine(&options.name)?.post("/stop")?;
+    let name = options.which.name()?;
+    let answer: Status = machine(&name)?.post("/stop")?;
     if options.json {
         print_json(&answer)?;
     } else {
-        say(&format!("{}: stopped\n", options.name))?;
+        say(&format!("{name}: stopped\n"))?;
     }
     Ok(Ending::Done)
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use control::{Directory, Server, Vm};
+use control::{Directory, Server, Start, Vm};
 use vmm::Machine;
 
 use super::options::{Name, Plan};
@@ -43,7 +43,7 @@ impl Control {
 
 fn serve(name: &Name, vm: &Arc<Vm>) -> Result<Server> {
     let claim = Directory::of_user()?.claim(name.as_str())?;
-    Ok(Server::start(claim, vm.clone())?)
+    Ok(Server::start(claim, vm.clone(), Start::Now)?)
 }
 
 /// A machine that can be reached.

@@ -39,13 +39,34 @@ pub(crate) struct Running {
 impl Running {
     /// Runs a command in a guest; `None` where the host can't fetch a kernel.
     pub(crate) fn start(name: &str, options: &[&str], guest: &str) -> Option<Self> {
+        let mut args = vec!["--accel", "user"];
+        args.extend(options);
+        args.extend(["--exec", guest]);
+        Self::start_with(name, &args)
+    }
+
+    /// Runs a kernel that needs nothing else, as the machine `count-ACCELERATOR`.
+    pub(crate) fn start_kernel(accelerator: &str, kernel: &Path) -> Self {
+        let name = format!("count-{accelerator}");
+        let kernel = kernel.to_str().unwrap();
+        let args = [
+            "--accel",
+            accelerator,
+            "--kernel",
+            kernel,
+            "--serial",
+            "none",
+        ];
+        Self::start_with(&name, &args).expect("nothing is to be fetched")
+    }
+
+    fn start_with(name: &str, options: &[&str]) -> Option<Self> {
         // Socket paths are short.
         let runtime = std::env::temp_dir().join(format!("ff-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&runtime);
         fs::create_dir_all(&runtime).unwrap();
-        let mut args = vec!["run", "--accel", "user", "--timeout", "120", "--name", name];
+        let mut args = vec!["run", "--timeout", "120", "--name", name];
         args.extend(options);
-        args.extend(["--exec", guest]);
         let mut child = command(&args, &runtime)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -233,8 +254,58 @@ impl ProgramDisk {
     }
 }
 
-/// The median and the worst of some times.
-pub(crate) fn median(times: &mut [Duration]) -> (Duration, Duration) {
+/// What something took: by the clock, and of processors.
+pub(crate) struct Timed {
+    pub(crate) elapsed: Duration,
+    pub(crate) processor: Duration,
+}
+
+impl Running {
+    /// Times `work`, which this thread and those of the machine do that run no guest.
+    pub(crate) fn timed(&self, work: impl FnOnce(&Self)) -> Timed {
+        let used = || used_by_others(self.child.id()) + used_by("/proc/thread-self");
+        let (before, started) = (used(), Instant::now());
+        work(self);
+        let elapsed = started.elapsed();
+        Timed {
+            elapsed,
+            processor: used().saturating_sub(before),
+        }
+    }
+}
+
+/// The processor time of all threads of a process but its vCPUs'.
+fn used_by_others(pid: u32) -> Duration {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Duration::ZERO;
+    };
+    let threads = threads.flatten().map(|thread| thread.path());
+    let is_other = |path: &PathBuf| {
+        let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        !name.starts_with("vcpu")
+    };
+    threads.filter(is_other).map(used_by).sum()
+}
+
+/// The first number of `schedstat` (the kernel's `Documentation/scheduler/sched-stats.rst`).
+fn used_by(thread: impl AsRef<Path>) -> Duration {
+    let text = fs::read_to_string(thread.as_ref().join("schedstat")).unwrap_or_default();
+    let used = text.split_whitespace().next().and_then(|n| n.parse().ok());
+    Duration::from_nanos(used.unwrap_or(0))
+}
+
+/// Some times in words.
+pub(crate) fn distribution(times: &mut [Duration]) -> String {
     times.sort_unstable();
-    (times[times.len() / 2], times[times.len() - 1])
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    let limit = Duration::from_millis(5);
+    let below = times.iter().filter(|time| **time < limit).count();
+    format!(
+        "median {:.2?}, 90 % {:.2?}, 99 % {:.2?}, worst {:.2?}; {below} of {} below 5 ms",
+        at(50),
+        at(90),
+        at(99),
+        at(100),
+        times.len()
+    )
 }

@@ -1,6 +1,8 @@
 //! Looking at a running Linux: a symbol, a stack, a page before and after its copy, a hole, a
 //! device; the guide's commands; a thousand looks at a guest under load; two machines of one name.
 
+mod exec;
+mod kernel;
 mod machine;
 mod qemu;
 
@@ -12,7 +14,7 @@ use explain::{
     faults::{FaultFilter, Line},
     map::MemoryMap,
 };
-use machine::{Running, fourfold, median, program_disk};
+use machine::{Running, distribution, fourfold, program_disk};
 
 fn error_code(chain: &Chain) -> Option<u32> {
     match &chain.guest {
@@ -172,7 +174,7 @@ fn a_thousand_looks_change_nothing() {
         return;
     };
     assert_eq!(running.line(), "ready");
-    let mut times = Vec::new();
+    let mut looks = Vec::new();
     let symbols = ["gva:0xffffffff81000000", "gva:0x400000", "gpa:0x100000"];
     for (n, address) in (0..1000).zip(symbols.iter().cycle()) {
         let query = ExplainQuery {
@@ -180,22 +182,22 @@ fn a_thousand_looks_change_nothing() {
             vcpu: Some(n % 2),
             ..ExplainQuery::default()
         };
-        let started = std::time::Instant::now();
-        let _: control::StateAnswer = running.client.post("/pause").unwrap();
-        let _: Chain = running.client.get("/explain", &query).unwrap();
-        let _: control::StateAnswer = running.client.post("/resume").unwrap();
-        times.push(started.elapsed());
+        looks.push(running.timed(|running| {
+            let _: control::StateAnswer = running.client.post("/pause").unwrap();
+            let _: Chain = running.client.get("/explain", &query).unwrap();
+            let _: control::StateAnswer = running.client.post("/resume").unwrap();
+        }));
     }
-    let (middle, worst) = median(&mut times);
-    let below = times
-        .iter()
-        .filter(|t| **t < Duration::from_millis(5))
-        .count();
-    println!(
-        "pause, explain, resume: median {middle:?}, worst {worst:?}, {below} of 1000 below 5 ms"
-    );
-    // Other tests run at the same time; the figure of a quiet machine is in SPECIFICATION.md.
-    assert!(middle < Duration::from_millis(5), "median {middle:?}");
+    let below = |times: &[Duration]| {
+        let limit = Duration::from_millis(5);
+        times.iter().filter(|time| **time < limit).count()
+    };
+    let mut times: Vec<_> = looks.iter().map(|look| look.elapsed).collect();
+    let mut used: Vec<_> = looks.iter().map(|look| look.processor).collect();
+    println!("pause, explain, resume: {}", distribution(&mut times));
+    println!("processor time of it: {}", distribution(&mut used));
+    // A busy machine lets threads wait for a processor, which no look can help.
+    assert!(below(&used) >= 990, "{} of 1000 below 5 ms", below(&used));
     assert_eq!(running.line(), "checked 300", "the guest's own checks");
     assert_eq!(running.end(), Some(0));
 }
@@ -256,8 +258,41 @@ fn faults_are_told_from_the_first_instruction_and_maps_show_them() {
         path,
     ]);
     let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
-    assert_eq!(trace[0]["ph"], "M");
+    check_trace(&trace);
     assert_eq!(running.end(), Some(0));
+}
+
+/// Field by field what the trace event format asks for, as ui.perfetto.dev reads it: names of process
+/// and threads, and complete events ("X") that do not overlap within a thread.
+fn check_trace(trace: &serde_json::Value) {
+    let mut ends = std::collections::BTreeMap::new();
+    let mut names = std::collections::BTreeSet::new();
+    for event in trace.as_array().expect("an array of events") {
+        assert!(
+            event["name"].is_string() && event["pid"].is_u64(),
+            "{event}"
+        );
+        let thread = event["tid"].as_u64();
+        match event["ph"].as_str() {
+            Some("M") => {
+                assert!(event["args"]["name"].is_string(), "{event}");
+                names.insert((event["name"].to_string(), thread));
+            }
+            Some("X") => {
+                let thread = thread.expect("a thread");
+                let known = ("\"thread_name\"".to_owned(), Some(thread));
+                assert!(thread > 0 && names.contains(&known), "{event}");
+                let (began, took) = (event["ts"].as_f64(), event["dur"].as_f64());
+                let (began, took) = (began.unwrap(), took.unwrap());
+                let end = ends.insert(thread, began + took).unwrap_or(0.0);
+                // Times are in microseconds with a fraction.
+                assert!(began >= end - 0.001 && took >= 0.0, "{event}");
+                assert!(event["args"]["gva"].is_string(), "{event}");
+            }
+            Some("i") => assert!(event["ts"].is_number() && event["s"].is_string(), "{event}"),
+            other => panic!("{other:?}: {event}"),
+        }
+    }
 }
 
 #[test]

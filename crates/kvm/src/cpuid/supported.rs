@@ -20,13 +20,14 @@ const SIGNATURE: u32 = 0x4000_0000;
 const FEATURES: u32 = 0x4000_0001;
 
 /// KVM's paravirtual features (`Documentation/virt/kvm/x86/cpuid.rst`): both clocks, no delay for
-/// port accesses, asynchronous page faults (with an interrupt for those that are ready), steal time, unhalt, IPIs and yields by hypercall, halt
-/// polling, and a clock that is stable across vCPUs.
+/// port accesses, asynchronous page faults (with an interrupt for those that are ready), steal time,
+/// ends of interrupts without an exit, unhalt, IPIs and yields by hypercall, halt polling, and a clock that is stable across vCPUs.
 const PARAVIRTUAL: u32 = 1 << 0
     | 1 << 1
     | 1 << 3
     | 1 << 4
     | 1 << 5
+    | 1 << 6
     | 1 << 7
     | 1 << 11
     | 1 << 12

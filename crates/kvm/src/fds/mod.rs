@@ -256,3 +256,10 @@ pub fn dispatch(object: &Object, request: u32, argument: Argument) -> Answer {
 pub fn ioctl(fd: RawFd, request: u32, argument: Argument) -> Option<Answer> {
     find_object(fd).map(|object| dispatch(&object, request, argument))
 }
+
+/// The VMs of this process, in the order in which they were made.
+pub fn vms() -> Vec<Arc<Vm>> {
+    let mut vms = read().vms();
+    vms.sort_by_key(|vm| vm.shared().serial());
+    vms
+}

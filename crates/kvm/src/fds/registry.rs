@@ -5,9 +5,10 @@
 use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::Object;
+use super::{Object, generation};
+use crate::vm::Vm;
 
 /// Device and inode.
 pub(super) type Identity = (u64, u64);
@@ -76,6 +77,15 @@ impl Registry {
     /// The object with this identity.
     pub(super) fn object(&self, identity: Identity) -> Option<Object> {
         self.objects.get(&identity).map(|e| e.object.clone())
+    }
+
+    /// The VMs of this process, a child's own after a `fork`.
+    pub(super) fn vms(&self) -> Vec<Arc<Vm>> {
+        let own = |entry: &Entry| match &entry.object {
+            Object::Vm(vm) if vm.shared().generation() == generation() => Some(Arc::clone(vm)),
+            _ => None,
+        };
+        self.objects.values().filter_map(own).collect()
     }
 
     /// The known descriptors.

@@ -99,6 +99,11 @@ impl Irqchip {
         self.controllers.policy()
     }
 
+    /// Its thread, for whatever else of the VM has a time.
+    pub(crate) fn service(&self) -> &Service {
+        &self.service
+    }
+
     /// Which controllers there are.
     pub fn mode(&self) -> ChipMode {
         self.policy().mode()
@@ -362,6 +367,18 @@ impl Irqchip {
         }
         self.controllers
             .apply(lapic, lapic.write_memory(offset, data));
+    }
+
+    /// Whether somebody besides the CPU waits for the end of this vector.
+    pub fn is_eoi_awaited(&self, lapic: &Lapic, vector: u8) -> bool {
+        self.controllers.refresh_eoi_interest(lapic);
+        lapic.wants_eoi(vector)
+    }
+
+    /// The guest has ended the interrupt in service without touching the APIC.
+    pub fn end_of_interrupt(&self, lapic: &Lapic) {
+        self.controllers.refresh_eoi_interest(lapic);
+        self.controllers.apply(lapic, lapic.end_silently());
     }
 
     /// `RDMSR` of [`X2APIC_MSRS`].

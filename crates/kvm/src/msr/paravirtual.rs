@@ -3,6 +3,7 @@
 use addr::Gpa;
 
 use super::{Refused, index as n};
+use crate::clock::memory::GuestMemory;
 use crate::vcpu::{Machine, Vcpu};
 
 /// `KVM_FEATURE_*`, a bit of leaf `0x4000_0001`.
@@ -105,7 +106,14 @@ pub(super) fn write(
             machine.clock_stale = true;
         }
         n::KVM_STEAL_TIME if value & STEAL_RESERVED == 0 => registers.steal_time = value,
-        n::KVM_PV_EOI if value & 2 == 0 => registers.pv_eoi = value,
+        n::KVM_PV_EOI if value & 2 == 0 => {
+            let byte = Gpa::new(value & !1);
+            let missing = value & 1 != 0 && vcpu.vm().read(byte, &mut [0]).is_err();
+            if missing {
+                return Err(Refused::Invalid);
+            }
+            registers.pv_eoi = value;
+        }
         // Turned on, but no page is ever announced: a vCPU waits for the host. Without a local APIC
         // it stays off.
         n::KVM_ASYNC_PF if value & ASYNC_PF_RESERVED == 0 => match vcpu.lapic() {
@@ -130,6 +138,21 @@ impl Registers {
     /// Where the clock page is, if it is in use.
     pub(crate) fn clock_page(&self) -> Option<Gpa> {
         self.clock_is_on().then(|| Gpa::new(self.system_time & !1))
+    }
+
+    /// The byte by which the guest ends interrupts, if it does.
+    pub(crate) fn eoi_byte(&self) -> Option<Gpa> {
+        (self.pv_eoi & 1 != 0).then(|| Gpa::new(self.pv_eoi & !1))
+    }
+
+    /// The guest does not end interrupts by a byte any more.
+    pub(crate) fn forget_eoi(&mut self) {
+        self.pv_eoi = 0;
+    }
+
+    /// Whether the host may poll before a halted vCPU sleeps.
+    pub(crate) fn host_may_poll(&self) -> bool {
+        self.poll_control & 1 != 0
     }
 
     /// Where stolen time is accounted, if it is.

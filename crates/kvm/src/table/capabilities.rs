@@ -2,7 +2,7 @@
 
 use kvm_bindings as kb;
 
-use super::Status::{self, Absent, Full, Partial};
+use super::Status::{self, Absent, As, Full, Partial};
 
 /// The answer to `KVM_CHECK_EXTENSION`.
 #[derive(Clone, Copy)]
@@ -104,10 +104,10 @@ const fn mask(bits: u32) -> Value {
 caps! {
     KVM_CAP_IRQCHIP = YES, Full;
     KVM_CAP_HLT = YES, Full;
-    KVM_CAP_MMU_SHADOW_CACHE_CONTROL = YES, Partial("the number is kept, and bounds nothing");
+    KVM_CAP_MMU_SHADOW_CACHE_CONTROL = YES, Partial("the number bounds nothing: with nested paging as in the kernel, with shadow paging not yet");
     KVM_CAP_USER_MEMORY = YES, Full;
     KVM_CAP_SET_TSS_ADDR = YES, Full;
-    KVM_CAP_VAPIC = YES, Partial("the address is kept; the page is not written");
+    KVM_CAP_VAPIC = YES, Full;
     KVM_CAP_EXT_CPUID = YES, Full;
     KVM_CAP_CLOCKSOURCE = YES, Full;
     KVM_CAP_NR_VCPUS = Value::Host(online_cpus), Full;
@@ -148,7 +148,7 @@ caps! {
     KVM_CAP_ENABLE_CAP = YES, Full;
     KVM_CAP_XSAVE = YES, Full;
     KVM_CAP_XCRS = YES, Full;
-    KVM_CAP_ASYNC_PF = YES, Partial("no page is ever announced: a vCPU waits for the host");
+    KVM_CAP_ASYNC_PF = YES, As("as where no guest page is ever swapped out: a vCPU waits for the host, and no page is announced");
     KVM_CAP_TSC_CONTROL = YES, Full;
     KVM_CAP_GET_TSC_KHZ = YES, Full;
     KVM_CAP_MAX_VCPUS = mask(MAX_VCPUS), Full;
@@ -179,13 +179,13 @@ caps! {
     KVM_CAP_MAX_VCPU_ID = mask(MAX_VCPU_IDS), Full;
     KVM_CAP_X2APIC_API = mask(X2APIC_API), Full;
     KVM_CAP_IMMEDIATE_EXIT = YES, Full;
-    KVM_CAP_X86_DISABLE_EXITS = mask(DISABLE_EXITS), Partial("accepted; HLT still waits for an interrupt");
+    KVM_CAP_X86_DISABLE_EXITS = mask(DISABLE_EXITS), Full;
     KVM_CAP_HYPERV_SYNIC2 = NO, HYPERV;
     KVM_CAP_HYPERV_VP_INDEX = NO, HYPERV;
     KVM_CAP_GET_MSR_FEATURES = YES, Full;
     KVM_CAP_HYPERV_EVENTFD = NO, HYPERV;
     KVM_CAP_HYPERV_TLBFLUSH = NO, HYPERV;
-    KVM_CAP_NESTED_STATE = Value::Host(crate::vcpu::largest_nested_state), Partial("as with nested=0: the CPU has neither VMX nor SVM");
+    KVM_CAP_NESTED_STATE = Value::Host(crate::vcpu::largest_nested_state), As("as with the module's parameter nested=0: the CPU has neither VMX nor SVM");
     KVM_CAP_MSR_PLATFORM_INFO = YES, Full;
     KVM_CAP_HYPERV_SEND_IPI = NO, HYPERV;
     KVM_CAP_COALESCED_PIO = YES, Full;
@@ -196,8 +196,8 @@ caps! {
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = mask(DIRTY_LOG_MANUAL), Full;
     KVM_CAP_PMU_EVENT_FILTER = NO, Absent("no PMU");
     KVM_CAP_HYPERV_DIRECT_TLBFLUSH = NO, HYPERV;
-    KVM_CAP_HALT_POLL = YES, Partial("accepted; a halted vCPU sleeps at once");
-    KVM_CAP_ASYNC_PF_INT = YES, Partial("see KVM_CAP_ASYNC_PF");
+    KVM_CAP_HALT_POLL = YES, As("as with the module's parameter halt_poll_ns=0: without the capability nothing is polled");
+    KVM_CAP_ASYNC_PF_INT = YES, As("see KVM_CAP_ASYNC_PF");
     KVM_CAP_LAST_CPU = YES, Full;
     KVM_CAP_SMALLER_MAXPHYADDR = NO, Absent("the guest's MAXPHYADDR is the VM's");
     KVM_CAP_STEAL_TIME = YES, Full;
@@ -228,7 +228,7 @@ caps! {
     KVM_CAP_VM_DISABLE_NX_HUGE_PAGES = NO, Absent("works round a fault of hardware that is not used");
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL = mask(DIRTY_RING_MAX), Full;
     KVM_CAP_PMU_EVENT_MASKED_EVENTS = NO, Absent("no PMU");
-    KVM_CAP_USER_MEMORY2 = YES, Partial("no KVM_MEM_GUEST_MEMFD");
+    KVM_CAP_USER_MEMORY2 = YES, As("as without CONFIG_KVM_PRIVATE_MEM: no KVM_MEM_GUEST_MEMFD");
     KVM_CAP_MEMORY_FAULT_INFO = YES, Full;
     KVM_CAP_MEMORY_ATTRIBUTES = NO, Absent("no private memory");
     KVM_CAP_GUEST_MEMFD = NO, Absent("no private memory");

@@ -111,7 +111,7 @@ fn code(name: &str) -> String {
 
 fn word(status: Status) -> &'static str {
     match status {
-        Status::Full => "full",
+        Status::Full | Status::As(_) => "full",
         Status::Partial(_) => "partial",
         Status::Absent(_) => "absent",
     }
@@ -120,6 +120,6 @@ fn word(status: Status) -> &'static str {
 fn note(status: Status) -> &'static str {
     match status {
         Status::Full => "",
-        Status::Partial(note) | Status::Absent(note) => note,
+        Status::As(note) | Status::Partial(note) | Status::Absent(note) => note,
     }
 }

@@ -3,16 +3,17 @@
 use kvm_bindings as kb;
 
 use super::Handler::{Device, None, System, Vcpu, Vm};
-use super::Status::{Absent, Full, Partial};
+use super::Status::{Absent, As, Full, Partial};
 use super::number::{io, ior, iow, iowr};
 use super::{Handler, Ioctl, Level, Status};
 use crate::raw::{device, system, vcpu, vm, vm_irq};
 
-const NESTED: Status = Partial("as with nested=0: the CPU has neither VMX nor SVM");
+const NESTED: Status =
+    As("as with the module's parameter nested=0: the CPU has neither VMX nor SVM");
 const XEN: Status = Absent("no Xen guests");
 const HYPERV: Status = Absent("no Hyper-V enlightenments");
 const ENCRYPTED: Status = Absent("no memory encryption");
-const COUNTERS: Status = Partial("the counters of the MMU, as of the last exit");
+const COUNTERS: Status = As("a memfd: values are those of the last exit, or at most 100 ms old");
 const REMOVED: Status = Absent("removed from the kernel long ago");
 
 /// Prefixes of ioctls and capabilities in `linux/kvm.h` that belong to other architectures.
@@ -127,12 +128,12 @@ pub static IOCTLS: &[Ioctl] = &[
     integer("KVM_SET_MEMORY_REGION", iow::<[u8; 24]>(0x40), "kvm_memory_region", "", REMOVED, None(Level::Vm)),
     row!("KVM_GET_DIRTY_LOG", iow(0x42, kvm_dirty_log), "", Full, Vm(vm::get_dirty_log)),
     integer("KVM_SET_MEMORY_ALIAS", iow::<[u8; 32]>(0x43), "kvm_memory_alias", "", REMOVED, None(Level::Vm)),
-    number("KVM_SET_NR_MMU_PAGES", io(0x44), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Partial("the number is checked and kept, and bounds nothing"), Vm(vm::set_nr_mmu_pages)),
+    number("KVM_SET_NR_MMU_PAGES", io(0x44), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Partial("the number bounds nothing: with nested paging as in the kernel, with shadow paging not yet"), Vm(vm::set_nr_mmu_pages)),
     number("KVM_GET_NR_MMU_PAGES", io(0x45), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", REMOVED, None(Level::Vm)),
     row!("KVM_SET_USER_MEMORY_REGION", iow(0x46, kvm_userspace_memory_region), "KVM_CAP_USER_MEMORY", Full, Vm(vm::set_user_memory_region)),
     number("KVM_SET_TSS_ADDR", io(0x47), "KVM_CAP_SET_TSS_ADDR", Full, Vm(vm::set_tss_addr)),
     integer("KVM_SET_IDENTITY_MAP_ADDR", iow::<u64>(0x48), "__u64", "KVM_CAP_SET_IDENTITY_MAP_ADDR", Full, Vm(vm::set_identity_map_addr)),
-    row!("KVM_SET_USER_MEMORY_REGION2", iow(0x49, kvm_userspace_memory_region2), "KVM_CAP_USER_MEMORY2", Partial("no KVM_MEM_GUEST_MEMFD"), Vm(vm::set_user_memory_region2)),
+    row!("KVM_SET_USER_MEMORY_REGION2", iow(0x49, kvm_userspace_memory_region2), "KVM_CAP_USER_MEMORY2", As("as without CONFIG_KVM_PRIVATE_MEM: no KVM_MEM_GUEST_MEMFD"), Vm(vm::set_user_memory_region2)),
     row!("KVM_CLEAR_DIRTY_LOG", iowr(0xc0, kvm_clear_dirty_log), "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", Full, Vm(vm::clear_dirty_log)),
     number("KVM_RESET_DIRTY_RINGS", io(0xc7), "KVM_CAP_DIRTY_LOG_RING", Full, Vm(vm::reset_dirty_rings)),
     row!("KVM_SET_MEMORY_ATTRIBUTES", iow(0xd2, kvm_memory_attributes), "KVM_CAP_MEMORY_ATTRIBUTES", Absent("no private memory"), None(Level::Vm)),
@@ -235,8 +236,8 @@ pub static IOCTLS: &[Ioctl] = &[
     row!("KVM_SET_NESTED_STATE", iow(0xbf, kvm_nested_state), "KVM_CAP_NESTED_STATE", NESTED, Vcpu(vcpu::set_nested_state)),
 
     // A vCPU: the rest
-    row!("KVM_TPR_ACCESS_REPORTING", iowr(0x92, kvm_tpr_access_ctl), "KVM_CAP_VAPIC", Partial("kept; accesses are not reported, so nothing is patched to use the page"), Vcpu(vcpu::tpr_access_reporting)),
-    row!("KVM_SET_VAPIC_ADDR", iow(0x93, kvm_vapic_addr), "KVM_CAP_VAPIC", Partial("kept; the page is not written"), Vcpu(vcpu::set_vapic_addr)),
+    row!("KVM_TPR_ACCESS_REPORTING", iowr(0x92, kvm_tpr_access_ctl), "KVM_CAP_VAPIC", Full, Vcpu(vcpu::tpr_access_reporting)),
+    row!("KVM_SET_VAPIC_ADDR", iow(0x93, kvm_vapic_addr), "KVM_CAP_VAPIC", Full, Vcpu(vcpu::set_vapic_addr)),
     integer("KVM_X86_SETUP_MCE", iow::<u64>(0x9c), "__u64", "KVM_CAP_MCE", Full, Vcpu(vcpu::setup_mce)),
     row!("KVM_X86_SET_MCE", iow(0x9e, kvm_x86_mce), "KVM_CAP_MCE", Full, Vcpu(vcpu::set_mce)),
     row!("KVM_ENABLE_CAP", iow(0xa3, kvm_enable_cap), "KVM_CAP_ENABLE_CAP", Full, Vcpu(vcpu::enable_cap)),

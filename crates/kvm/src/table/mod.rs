@@ -80,6 +80,8 @@ impl Handler {
 pub enum Status {
     /// As in the kernel.
     Full,
+    /// As in a kernel that was built or set up so; the text says how.
+    As(&'static str),
     /// Some of it; the text says what is missing.
     Partial(&'static str),
     /// None of it; the text says why.

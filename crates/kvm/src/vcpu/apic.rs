@@ -81,6 +81,9 @@ impl Vcpu {
             Some(lapic) => lapic.take_nmis().min(2) as u8,
             None => 0,
         };
+        if came > 0 {
+            self.counters().nmi_injections.bump();
+        }
         inner.add_nmis(came);
     }
 

@@ -11,6 +11,7 @@ use cpu::{
 use kvm_bindings as kb;
 
 use super::run_page::{PORT_DATA_OFFSET, RunPage};
+use super::vapic::{TprAccess, TprAccessKind};
 
 macro_rules! field {
     ($page:expr, $($path:ident).+ = $value:expr) => {
@@ -212,6 +213,20 @@ impl RunPage {
             __bindgen_anon_1.fail_entry.hardware_entry_failure_reason = reason
         );
         field!(self, __bindgen_anon_1.fail_entry.cpu = 0);
+    }
+
+    /// `KVM_EXIT_TPR_ACCESS`.
+    pub(super) fn put_tpr_access(&self, access: TprAccess) {
+        self.set_reason(kb::KVM_EXIT_TPR_ACCESS);
+        let is_write = u32::from(access.kind == TprAccessKind::Write);
+        field!(self, __bindgen_anon_1.tpr_access.rip = access.rip);
+        field!(self, __bindgen_anon_1.tpr_access.is_write = is_write);
+        field!(self, __bindgen_anon_1.tpr_access.pad = 0);
+    }
+
+    /// Whether the exit was made by a signal or a kick.
+    pub(super) fn is_interrupted(&self) -> bool {
+        field!(self, exit_reason) == kb::KVM_EXIT_INTR
     }
 
     /// `KVM_EXIT_IOAPIC_EOI`.

@@ -1,9 +1,12 @@
 //! What a vCPU has besides its CPU: all that `KVM_GET_*` shows and no guest instruction reaches
 //! directly.
 
+use std::time::Duration;
+
 use kvm_bindings::KVM_MP_STATE_RUNNABLE;
 
 use super::signal::SignalMask;
+use super::vapic::TprAccess;
 use crate::clock::steal::StealMeter;
 use crate::cpuid::Cpuid;
 use crate::msr::Msrs;
@@ -71,6 +74,14 @@ pub(crate) struct Machine {
     pub(crate) steal: Option<StealMeter>,
     /// CR8 was lowered below what the monitor knows: it must look for interrupts.
     pub(crate) tpr_exit: bool,
+    /// An access of the task priority that the monitor is to see next.
+    pub(crate) tpr_access: Option<TprAccess>,
+    /// The guest may end the interrupt in service by clearing its paravirtual byte.
+    pub(crate) eoi_offered: bool,
+    /// The guest halted, where that is its CPU's own affair.
+    pub(crate) halted_in_guest: bool,
+    /// How long the next sleep is preceded by polling.
+    pub(crate) poll_time: Duration,
     /// The guest's TSC frequency.
     pub(crate) tsc_khz: u32,
     /// Refuse paravirtual features that the CPUID doesn't show.
@@ -84,6 +95,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// A reset of the local APIC ends what it shared with the guest, and a halt.
+    pub(crate) fn forget_shared_apic(&mut self) {
+        self.msrs.paravirtual.forget_eoi();
+        self.eoi_offered = false;
+        self.vapic_address = 0;
+        self.halted_in_guest = false;
+    }
+
     /// A vCPU that was just made.
     pub(crate) fn new(apic_base: u64, tsc_khz: u32) -> Self {
         Self {
@@ -101,6 +120,10 @@ impl Machine {
             paused: false,
             steal: None,
             tpr_exit: false,
+            tpr_access: None,
+            eoi_offered: false,
+            halted_in_guest: false,
+            poll_time: Duration::ZERO,
             tsc_khz,
             enforce_pv: false,
             tpr_reporting: false,

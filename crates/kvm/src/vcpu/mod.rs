@@ -14,6 +14,8 @@
 //! | `cpuid`, `msrs` | CPUID, MSRs, clocks                                       |
 //! | `nested`        | the state of a CPU without nested virtualisation          |
 //! | `run`           | `KVM_RUN`                                                 |
+//! | `halt`          | sleeping                                                  |
+//! | `vapic`         | what guest and local APIC share in memory                 |
 
 mod apic;
 mod control;
@@ -23,6 +25,7 @@ mod debug;
 mod events;
 mod exit;
 mod fpu;
+mod halt;
 mod kick;
 mod machine;
 mod mp;
@@ -36,8 +39,9 @@ mod run_page;
 mod segments;
 mod signal;
 mod translate;
+mod vapic;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
 
@@ -55,7 +59,7 @@ use crate::cpuid::Cpuid;
 use crate::errno::Errno;
 use crate::irqchip::apic::{DEFAULT_BASE, Lapic, Role};
 use crate::irqchip::wake::VcpuWake;
-use crate::stats::StatsFile;
+use crate::stats::{Counters, StatsFile};
 use crate::vm::Shared;
 
 const APIC_BASE_ENABLE: u64 = 1 << 11;
@@ -71,6 +75,7 @@ pub struct Vcpu {
     /// The guest's TSC, for those who need it without the lock.
     tsc: Arc<GuestTsc>,
     stats: StatsFile,
+    counters: Arc<Counters>,
     inner: Mutex<Inner>,
 }
 
@@ -136,6 +141,7 @@ impl Vcpu {
             lapic,
             tsc,
             stats: StatsFile::default(),
+            counters: Arc::default(),
             inner: Mutex::new(Inner { core, machine }),
         };
         vcpu.start_tsc();
@@ -172,6 +178,11 @@ impl Vcpu {
         &self.stats
     }
 
+    /// What its run loop has met.
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
     /// The guest's TSC.
     pub(crate) fn tsc(&self) -> &GuestTsc {
         &self.tsc
@@ -196,6 +207,11 @@ impl Vcpu {
             None if self.vm.boot_id() == self.id => APIC_BASE_BSP,
             None => 0,
         }
+    }
+
+    /// Whether nobody has the vCPU's lock at this moment.
+    pub(crate) fn is_free(&self) -> bool {
+        !matches!(self.inner.try_lock(), Err(TryLockError::WouldBlock))
     }
 
     /// The vCPU's lock. A panic of another thread in it says nothing about the state.

@@ -58,6 +58,7 @@ impl Vcpu {
             let signature = inner.machine.cpuid.find(1, 0).map(|leaf| leaf.eax);
             reset(inner.core.state_mut(), Cause::Init, signature);
             self.vm().irqchip().reset_apic(lapic, Reset::Init);
+            inner.machine.forget_shared_apic();
             self.mirror_cpuid(inner);
             inner.machine.mp_state = if self.is_bootstrap() {
                 KVM_MP_STATE_RUNNABLE

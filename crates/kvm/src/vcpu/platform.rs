@@ -59,17 +59,28 @@ fn hypercall_width(state: &CpuState) -> Width {
 
 impl Platform for VcpuPlatform<'_> {
     fn interrupt_pending(&mut self) -> bool {
+        self.vcpu.hear_apic(self.machine);
         let irqchip = self.vcpu.vm().irqchip();
-        self.vcpu
+        let pending = self
+            .vcpu
             .lapic()
-            .is_some_and(|lapic| irqchip.has_interrupt(lapic))
+            .is_some_and(|lapic| irqchip.has_interrupt(lapic));
+        self.vcpu.show_apic(self.machine);
+        pending
     }
 
     fn acknowledge_interrupt(&mut self) -> Option<u8> {
         let irqchip = self.vcpu.vm().irqchip();
-        self.vcpu
+        self.vcpu.hear_apic(self.machine);
+        let vector = self
+            .vcpu
             .lapic()
-            .and_then(|lapic| irqchip.acknowledge(lapic))
+            .and_then(|lapic| irqchip.acknowledge(lapic));
+        self.vcpu.show_apic(self.machine);
+        if vector.is_some() {
+            self.vcpu.counters().irq_injections.bump();
+        }
+        vector
     }
 
     fn interrupt_window_requested(&self) -> bool {
@@ -144,11 +155,17 @@ impl Platform for VcpuPlatform<'_> {
     }
 
     fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) -> Handled {
+        if self.vcpu.reports_tpr(self.machine, gpa, data.len()) {
+            return Handled::No;
+        }
         let lapic = self.vcpu.lapic().map(|lapic| &**lapic);
         self.vcpu.vm().irqchip().read_memory(lapic, gpa, data)
     }
 
     fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> Handled {
+        if self.vcpu.reports_tpr(self.machine, gpa, data.len()) {
+            return Handled::No;
+        }
         let lapic = self.vcpu.lapic().map(|lapic| &**lapic);
         self.vcpu.vm().irqchip().write_memory(lapic, gpa, data)
     }
@@ -182,6 +199,9 @@ impl Platform for VcpuPlatform<'_> {
 
     fn hypercall(&mut self, state: &mut CpuState) -> Result<u64, Refusal> {
         use cpu::state::gpr;
+        // `KVM_HC_VAPIC_POLL_IRQ` asks for this alone, and no other call minds.
+        self.vcpu.hear_apic(self.machine);
+        self.vcpu.counters().hypercalls.bump();
         let g = &state.gpr;
         let call = Hypercall {
             nr: g[gpr::RAX],

@@ -6,12 +6,15 @@
 //!      ├─ immediate_exit ───────────────────────────────► EINTR
 //!      ▼
 //!   ┌─ signal or kick? ─────────────────────────────────► EINTR, KVM_EXIT_INTR
+//!   │  held? the vCPU's lock is given back for as long
 //!   │  INIT, SIPI
 //!   │  halted, or waiting for SIPI: sleep ─┐
 //!   │  run guest code ─► exit for the monitor ──────────► 0
 //!   └──────────┴───────────────────────────┘
 //!   give back: valid register sets, if_flag, CR8, apic_base
 //! ```
+
+use std::sync::Arc;
 
 use cpu::{Exit, IoDirection};
 use kvm_bindings as kb;
@@ -25,7 +28,6 @@ use crate::clock::kvmclock::{Pause, add_steal};
 use crate::clock::steal::StealMeter;
 use crate::errno::Errno;
 use crate::irqchip::policy::ChipMode;
-use crate::irqchip::wake::Woken;
 use crate::signals::{self, Section};
 use crate::table::SYNC_REGS;
 
@@ -35,6 +37,16 @@ enum Step {
     Again,
     /// Back to the monitor.
     Leave,
+    /// Not now: somebody holds the vCPUs.
+    Wait,
+}
+
+/// How far a run has come.
+enum Progress {
+    /// Back to the monitor.
+    Ended,
+    /// It goes on when nobody holds the vCPUs any more.
+    Held,
 }
 
 impl Vcpu {
@@ -48,11 +60,20 @@ impl Vcpu {
         self.start(&mut inner)?;
         self.run_page().clear_flags();
         let section = Section::enter(&**self.kicker(), inner.machine.signal_mask);
-        let result = self.run_section(&mut inner, &section);
+        let mut progress = self.run_section(&mut inner, &section);
+        while let Ok(Progress::Held) = progress {
+            drop(inner);
+            self.wait_while_held(&section);
+            inner = self.lock();
+            progress = self.run_on(&mut inner, &section);
+        }
+        if progress.is_err() && self.run_page().is_interrupted() {
+            self.counters().signal_exits.bump();
+        }
         self.give_back(&mut inner);
         drop(inner);
         drop(section);
-        result
+        progress.map(|_| ())
     }
 
     /// The engine, at the first run.
@@ -67,49 +88,58 @@ impl Vcpu {
                 set.map_err(|error| Errno(error.errno()))?;
             }
             self.kicker().connect(engine.kicker());
+            // There is one engine in a vCPU's life.
+            let _ = self.counters().mmu.set(Arc::clone(engine.mmu().stats()));
         }
         Ok(())
     }
 
-    fn run_section(&self, inner: &mut Inner, section: &Section) -> Result<(), Errno> {
+    fn run_section(&self, inner: &mut Inner, section: &Section) -> Result<Progress, Errno> {
         let immediate = self.run_page().wants_immediate_exit();
         if inner.machine.mp_state == kb::KVM_MP_STATE_UNINITIALIZED {
-            return self.wait_for_init(inner, section, immediate);
+            return if immediate {
+                Err(Errno::EINTR)
+            } else {
+                self.wait_for_init(inner, section)
+            };
         }
         self.take_over(inner)?;
         let unfinished = self.complete(inner);
         if immediate {
             let asks_again = unfinished && self.finish_instruction(inner)?;
             return if asks_again {
-                Ok(())
+                Ok(Progress::Ended)
             } else {
                 Err(Errno::EINTR)
             };
         }
         self.run_page().set_reason(kb::KVM_EXIT_UNKNOWN);
+        self.run_on(inner, section)
+    }
+
+    fn run_on(&self, inner: &mut Inner, section: &Section) -> Result<Progress, Errno> {
+        if inner.machine.mp_state == kb::KVM_MP_STATE_UNINITIALIZED {
+            return self.wait_for_init(inner, section);
+        }
         loop {
             match self.step(inner, section)? {
                 Step::Again => {}
-                Step::Leave => return Ok(()),
+                Step::Leave => return Ok(Progress::Ended),
+                Step::Wait => return Ok(Progress::Held),
             }
         }
     }
 
     /// An application processor before its INIT: sleeps, and lets the monitor look after each event.
-    fn wait_for_init(
-        &self,
-        inner: &mut Inner,
-        section: &Section,
-        immediate: bool,
-    ) -> Result<(), Errno> {
-        if immediate {
-            return Err(Errno::EINTR);
-        }
+    fn wait_for_init(&self, inner: &mut Inner, section: &Section) -> Result<Progress, Errno> {
         self.sleep(inner, section);
         self.accept_startup(inner);
         if section.noted() || self.kicker().take() {
             self.run_page().set_reason(kb::KVM_EXIT_INTR);
             return Err(Errno::EINTR);
+        }
+        if self.vm().is_held() {
+            return Ok(Progress::Held);
         }
         Err(Errno::EAGAIN)
     }
@@ -174,7 +204,7 @@ impl Vcpu {
     /// Runs one instruction to its end, whatever else waits: the kernel finishes an access before it
     /// looks at `immediate_exit`, and goes on with a repeated string instruction for up to 1024
     /// elements. Whether it needs another answer.
-    fn finish_instruction(&self, inner: &mut Inner) -> Result<bool, Errno> {
+    pub(super) fn finish_instruction(&self, inner: &mut Inner) -> Result<bool, Errno> {
         const MOST_ELEMENTS: u32 = 1024;
         let begun_at = inner.core.state().rip;
         let mut elements = 0;
@@ -207,7 +237,8 @@ impl Vcpu {
     }
 
     fn step(&self, inner: &mut Inner, section: &Section) -> Result<Step, Errno> {
-        if section.noted() || self.kicker().take() {
+        let interrupted = section.noted() || self.kicker().take();
+        if interrupted || self.vm().is_held() {
             // A device's answer is taken up first: the monitor sees whole instructions.
             let unfinished = inner
                 .core
@@ -216,12 +247,15 @@ impl Vcpu {
             if unfinished && self.finish_instruction(inner)? {
                 return Ok(Step::Leave);
             }
+            if !interrupted {
+                return Ok(Step::Wait);
+            }
             self.run_page().set_reason(kb::KVM_EXIT_INTR);
             return Err(Errno::EINTR);
         }
         self.accept_startup(inner);
         self.collect_nmis(inner);
-        if inner.machine.mp_state != kb::KVM_MP_STATE_RUNNABLE {
+        if Self::is_asleep(inner) {
             self.sleep(inner, section);
             return Ok(Step::Again);
         }
@@ -239,6 +273,10 @@ impl Vcpu {
         let irqchip = self.vm().irqchip();
         if let Some(vector) = self.lapic().and_then(|lapic| irqchip.take_eoi_exit(lapic)) {
             self.run_page().put_eoi(vector);
+            return Some(Step::Leave);
+        }
+        if let Some(access) = inner.machine.tpr_access.take() {
+            self.run_page().put_tpr_access(access);
             return Some(Step::Leave);
         }
         if std::mem::take(&mut inner.machine.tpr_exit) {
@@ -265,25 +303,25 @@ impl Vcpu {
 
     /// Runs guest code.
     fn enter(&self, inner: &mut Inner) -> Option<Exit> {
+        self.show_apic(&mut inner.machine);
         let mut platform = VcpuPlatform {
             vcpu: self,
             machine: &mut inner.machine,
         };
         let engine = inner.core.engine_mut()?;
-        Some(engine.run(&mut platform))
+        let exit = engine.run(&mut platform);
+        self.counters().exits.bump();
+        self.hear_apic(&mut inner.machine);
+        Some(exit)
     }
 
     fn dispatch(&self, inner: &mut Inner, exit: &Exit) -> Result<Step, Errno> {
         let page = self.run_page();
         match exit {
             Exit::Interrupted => return Ok(Step::Again),
-            Exit::Halt if self.lapic().is_some() => {
-                if !self.has_events(inner) {
-                    inner.machine.mp_state = kb::KVM_MP_STATE_HALTED;
-                }
-                return Ok(Step::Again);
-            }
+            Exit::Halt if self.halt(inner) => return Ok(Step::Again),
             Exit::Io(io) => {
+                self.counters().io_exits.bump();
                 let output = inner.core.engine().map_or(&[][..], cpu::Vcpu::output);
                 page.put_io(io, output);
                 let bytes = match io.direction {
@@ -292,7 +330,17 @@ impl Vcpu {
                 };
                 inner.machine.completion = Completion::Port { bytes };
             }
+            Exit::Mmio(mmio)
+                if self.reports_tpr(&inner.machine, mmio.gpa, usize::from(mmio.len)) =>
+            {
+                return Ok(if self.do_tpr_access(inner, mmio)? {
+                    Step::Leave
+                } else {
+                    Step::Again
+                });
+            }
             Exit::Mmio(mmio) => {
+                self.counters().mmio_exits.bump();
                 page.put_mmio(mmio);
                 let bytes = match mmio.write {
                     None => usize::from(mmio.len),
@@ -316,69 +364,13 @@ impl Vcpu {
                 return Err(Errno::EFAULT);
             }
             Exit::Halt | Exit::Shutdown | Exit::InterruptWindow => {
+                if *exit == Exit::InterruptWindow {
+                    self.counters().irq_window_exits.bump();
+                }
                 page.set_reason(plain_reason(exit).unwrap_or(kb::KVM_EXIT_UNKNOWN));
             }
         }
         Ok(Step::Leave)
-    }
-
-    /// Whether a halted vCPU has a reason to go on (`kvm_vcpu_has_events`).
-    fn has_events(&self, inner: &Inner) -> bool {
-        let state = inner.core.state();
-        let events = &state.events;
-        let open = state.rflags & rflags::IF != 0 && !events.sti_shadow && !events.mov_ss_shadow;
-        let nmi = events.nmi_pending > 0 && !events.nmi_masked;
-        let Some(lapic) = self.lapic() else {
-            return true;
-        };
-        nmi || events.exception.is_some()
-            || events.triple_fault
-            || lapic.has_nmis()
-            || lapic.is_unhalted()
-            || lapic.has_startup_events()
-            || open && self.vm().irqchip().has_interrupt(lapic)
-    }
-
-    /// Sleeps until there is something to do, a signal, or a kick. A halted vCPU that has something
-    /// to do is runnable afterwards.
-    fn sleep(&self, inner: &mut Inner, section: &Section) {
-        let gate = self.kicker().gate();
-        loop {
-            gate.shut();
-            if self.has_reason_to_wake(inner) {
-                gate.cancel();
-                break;
-            }
-            if section.noted() || self.kicker().is_kicked() {
-                gate.cancel();
-                return;
-            }
-            let woken = match self.lapic() {
-                Some(lapic) => lapic.sleep(gate),
-                None => gate.wait(None),
-            };
-            if woken == Woken::Interrupted && section.noted() {
-                return;
-            }
-        }
-        let state = inner.machine.mp_state;
-        if matches!(
-            state,
-            kb::KVM_MP_STATE_HALTED | kb::KVM_MP_STATE_AP_RESET_HOLD
-        ) {
-            if let Some(lapic) = self.lapic() {
-                lapic.take_unhalt();
-            }
-            inner.machine.mp_state = kb::KVM_MP_STATE_RUNNABLE;
-        }
-    }
-
-    fn has_reason_to_wake(&self, inner: &Inner) -> bool {
-        let startup = self.lapic().is_none_or(|lapic| lapic.has_startup_events());
-        match inner.machine.mp_state {
-            kb::KVM_MP_STATE_UNINITIALIZED | kb::KVM_MP_STATE_INIT_RECEIVED => startup,
-            _ => self.has_events(inner),
-        }
     }
 
     /// Writes the guest's clock page anew.
@@ -436,7 +428,7 @@ impl Vcpu {
         let base = self.apic_base(&inner.machine);
         self.run_page().show(interrupts_on, ready, cr8, base);
         self.give_valid_sets(inner);
-        self.refresh_stats(inner);
+        self.refresh_stats();
     }
 
     fn give_valid_sets(&self, inner: &mut Inner) {

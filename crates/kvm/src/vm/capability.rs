@@ -30,7 +30,11 @@ impl Vm {
             kb::KVM_CAP_DIRTY_LOG_RING | kb::KVM_CAP_DIRTY_LOG_RING_ACQ_REL => {
                 self.enable_dirty_ring(argument)
             }
-            kb::KVM_CAP_HALT_POLL => within(argument, u64::from(u32::MAX)).map(drop),
+            kb::KVM_CAP_HALT_POLL => {
+                let ns = within(argument, u64::from(u32::MAX))?;
+                self.shared.halt_poll_ns.store(ns as u32, Ordering::Relaxed);
+                Ok(())
+            }
             kb::KVM_CAP_DISABLE_QUIRKS2 => {
                 within(argument, u64::from(QUIRKS))?;
                 self.disable_quirks(argument);

@@ -8,12 +8,14 @@
 
 mod capability;
 mod clock;
+mod hold;
 mod interrupts;
 mod memory;
 mod tsc;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use ::memory::quiesce::Domain;
 use ::memory::slot::{Slots, SlotsConfig};
@@ -21,6 +23,7 @@ use addr::Hva;
 use arc_swap::ArcSwapOption;
 use kvm_bindings::kvm_msr_filter;
 
+pub use hold::{Hold, StillRuns};
 pub use tsc::host_tsc_khz;
 pub(crate) use tsc::{possible_khz, scaling};
 
@@ -45,6 +48,9 @@ const SLOTS: SlotsConfig = SlotsConfig {
     host_end: Hva::new(0x7fff_ffff_f000),
 };
 
+/// VMs made so far.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
 /// Capabilities that change what vCPUs show of their events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
@@ -58,8 +64,14 @@ pub struct Features {
 pub struct Shared {
     /// The process that made it, as `fork` counts them.
     generation: u32,
+    /// How many were made before it.
+    serial: u64,
     /// HLT was taken from the exits: the guest gets no `PV_UNHALT`.
     halts_in_guest: AtomicBool,
+    /// The longest that a halted vCPU polls, in nanoseconds.
+    halt_poll_ns: AtomicU32,
+    /// How many hold the vCPUs.
+    holds: AtomicUsize,
     settings: Settings,
     slots: Arc<Slots>,
     domain: Arc<Domain>,
@@ -110,7 +122,10 @@ impl Shared {
         let slots = Slots::new(Arc::clone(&domain), SLOTS);
         Ok(Self {
             generation: crate::fds::generation(),
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             halts_in_guest: AtomicBool::new(false),
+            halt_poll_ns: AtomicU32::new(0),
+            holds: AtomicUsize::new(0),
             settings,
             mmu: Mmu::new(
                 &slots,
@@ -147,9 +162,19 @@ impl Shared {
         self.generation
     }
 
+    /// How many VMs this process made before it.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
     /// Whether the guest's HLT is its own affair.
     pub(crate) fn halts_in_guest(&self) -> bool {
         self.halts_in_guest.load(Ordering::Relaxed)
+    }
+
+    /// The longest that a halted vCPU polls before it sleeps.
+    pub(crate) fn halt_poll(&self) -> Duration {
+        Duration::from_nanos(self.halt_poll_ns.load(Ordering::Relaxed).into())
     }
 
     /// What was chosen for it.

@@ -16,6 +16,7 @@
 
 mod entry;
 mod flags;
+mod huge;
 mod maps;
 
 use std::fs::File;
@@ -119,6 +120,13 @@ impl Pagemap {
         Ok(self.host_page(page, u64::from_le_bytes(entry)))
     }
 
+    /// Whether an address is mapped by a huge page; `None` where the kernel does not tell.
+    pub fn is_huge(&self, hva: Hva) -> Option<bool> {
+        let range = HvaRange::new(hva.frame().start(), 0x1000)?;
+        let huge = self.huge_ranges(range)?;
+        Some(!huge.is_empty())
+    }
+
     /// What lies behind each page that `range` touches, in order.
     pub fn look_up_range(&self, range: HvaRange) -> Result<Vec<HostPage>, PagemapError> {
         if range.is_empty() {
@@ -197,6 +205,12 @@ fn read_word(file: Option<&File>, frame: Option<Pfn>) -> Option<u64> {
 }
 
 impl Pagemap {
+    /// The parts of a range that are mapped by huge pages; `None` where the kernel does not tell
+    /// (before Linux 6.7).
+    pub fn huge_ranges(&self, range: HvaRange) -> Option<Vec<HvaRange>> {
+        huge::ranges(&self.entries, range).ok()
+    }
+
     /// Whether the kernel says that a frame belongs to a huge page; not where it does not tell.
     pub fn is_huge_frame(&self, frame: Pfn) -> bool {
         let flags = read_word(self.flags.as_ref(), Some(frame)).map(PageFlags::from_bits_retain);

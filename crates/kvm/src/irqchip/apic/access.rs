@@ -146,7 +146,7 @@ impl Lapic {
         Ok(Effects::ADDRESSING)
     }
 
-    fn write_eoi(&self) -> Effects {
+    pub(super) fn write_eoi(&self) -> Effects {
         let eoi = self.end_of_interrupt();
         if eoi.is_some() {
             self.notice_interrupt();

@@ -1,7 +1,7 @@
 //! Which interrupt the CPU takes next (SDM 3A, 12.8).
 
 use super::registers::reg;
-use super::{EndOfInterrupt, Lapic, Trigger};
+use super::{Effects, EndOfInterrupt, Lapic, Trigger};
 
 impl Lapic {
     /// Computes PPR from TPR and the interrupt in service, and stores it.
@@ -35,6 +35,11 @@ impl Lapic {
         self.page.highest(reg::IRR)
     }
 
+    /// The highest vector in service.
+    pub fn highest_in_service(&self) -> Option<u8> {
+        self.page.highest(reg::ISR)
+    }
+
     /// Moves the vector from requested to in service.
     pub fn acknowledge(&self, vector: u8) {
         self.page.clear_vector(reg::IRR, vector);
@@ -65,6 +70,18 @@ impl Lapic {
     /// `MOV CR8`.
     pub fn set_task_priority(&self, priority: u8) {
         self.set_tpr(u32::from(priority & 0xf) << 4);
+    }
+
+    /// The task priority that the guest keeps in memory.
+    pub fn adopt_tpr(&self, tpr: u8) {
+        if self.page.get(reg::TASKPRI) != u32::from(tpr) {
+            self.set_tpr(u32::from(tpr));
+        }
+    }
+
+    /// The EOI that the guest makes without a register.
+    pub(crate) fn end_silently(&self) -> Effects {
+        self.write_eoi()
     }
 
     pub(super) fn set_tpr(&self, tpr: u32) {
