@@ -38,7 +38,7 @@ fn normal(line: &str) -> String {
 
 /// A unit of time, maybe with the end of a sentence.
 fn is_unit(word: &str) -> bool {
-    ["ns", "us", "ms"].contains(&word.trim_end_matches([',', '.']))
+    ["ns", "us", "ms"].contains(&word.trim_end_matches([',', '.', ':']))
 }
 
 #[test]

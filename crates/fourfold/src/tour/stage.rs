@@ -200,13 +200,22 @@ impl Stage {
             efer: sregs.efer,
             ..Default::default()
         };
-        let cpu = (registers, self.features);
-        Ok(explain::explain_own(
-            &self.mmu,
-            &self.pagemap,
-            cpu,
-            &question,
-        )?)
+        let own = self.vm.mmu();
+        let hidden = || "this KVM's own tables: it keeps them to itself".to_owned();
+        let slots = explain::SlotRange::of_table(&self.mmu.slots().snapshot(0));
+        let evidence = explain::Evidence {
+            slots: &slots,
+            bytes: &explain::OwnBytes,
+            registers,
+            features: self.features,
+            vcpu: None,
+            tables: own
+                .as_ref()
+                .map_or_else(|| explain::Tables::Hidden(hidden()), explain::Tables::Ours),
+            tlb: None,
+            pagemap: &self.pagemap,
+        };
+        Ok(explain::explain(&evidence, &question)?)
     }
 
     /// Bytes of the accelerator's own tables, where it shows them.

@@ -12,7 +12,10 @@ impl fmt::Display for Tour {
             f,
             "FOURFOLD TOUR: from a guest's address to a place in this machine's memory\n"
         )?;
-        writeln!(f, "  Accelerator: {} ({})", self.accelerator, self.why)?;
+        writeln!(f, "  Accelerator: {}", self.accelerator)?;
+        for line in wrapped(&self.why, 76) {
+            writeln!(f, "    {line}")?;
+        }
         writeln!(
             f,
             "  All addresses below are of the guest that has just run.\n"
@@ -94,7 +97,8 @@ fn first_touch(f: &mut Formatter<'_>, touch: &Touch) -> fmt::Result {
     indented(f, &touch.after.to_string())?;
     writeln!(
         f,
-        "\n   By the guest's clock the read took {}.\n",
+        "\n   By the guest's clock the read took {}: the fault, the host's own fault on its\n   \
+         page, and the way out of the guest's code and back.\n",
         time(touch.nanoseconds)
     )
 }
@@ -224,8 +228,8 @@ fn comparison(f: &mut Formatter<'_>, tour: &Tour) -> fmt::Result {
     if tour.others.is_empty() {
         return writeln!(
             f,
-            "   Nested ones (AMD's NPT, Intel's EPT) GPA to HPA, beside the guest's own tables:\n   \
-             the CPU walks both. Shadow tables GVA to HPA, in place of the guest's own, and\n   \
+            "   Nested ones (AMD's NPT, Intel's EPT) hold GPA to HPA, beside the guest's own: the\n   \
+             CPU walks both. Shadow tables hold GVA to HPA, in place of the guest's own, and\n   \
              are kept in step with them. This KVM keeps its tables to itself;\n   \
              `fourfold tour` on our own KVM shows all paths side by side.\n"
         );
@@ -317,6 +321,23 @@ fn count(faults: usize) -> String {
         1 => "one fault".to_owned(),
         n => format!("{n} faults"),
     }
+}
+
+/// Lines of at most so many characters, where words allow.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+            lines.push(std::mem::take(&mut line));
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
 }
 
 fn time(nanoseconds: f64) -> String {
