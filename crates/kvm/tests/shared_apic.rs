@@ -120,8 +120,9 @@ impl Guest {
     }
 
     fn word(&self, at: u64) -> u32 {
-        // SAFETY: inside the mapping, aligned.
-        unsafe { self.memory.add(at as usize).cast::<u32>().read_volatile() }
+        // SAFETY: inside the mapping.
+        let byte = |i| unsafe { self.memory.add(at as usize + i).read_volatile() };
+        u32::from_le_bytes(std::array::from_fn(byte))
     }
 
     fn run(&self) -> u32 {
