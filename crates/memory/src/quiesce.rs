@@ -27,11 +27,12 @@
 //! - It must not block while inside (`HLT` leaves first): a writer would wait for it.
 //! - It handles the requests that [`Participant::enter`], [`Participant::checkpoint`] and
 //!   [`Domain::request_and_wait`] return *before* it uses anything from its TLB.
+//! - Where the requests hold [`Requests::STOP`], it calls [`Domain::settle`] first of all.
 //! - It may wait as a writer while inside, as `from`; meanwhile it counts as outside. It must not
 //!   keep references from before the call.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 bitflags::bitflags! {
     /// What a vCPU is asked to do at its next checkpoint.
@@ -45,6 +46,8 @@ bitflags::bitflags! {
         const EXIT = 1 << 2;
         /// Look for interrupts and other events.
         const EVENT = 1 << 3;
+        /// Stay outside until the one that is alone has done ([`Domain::stop_others`]).
+        const STOP = 1 << 4;
     }
 }
 
@@ -60,6 +63,21 @@ pub trait Kick: Send + Sync {
 #[derive(Default)]
 pub struct Domain {
     members: Mutex<Vec<Weak<Participant>>>,
+    /// Whether a participant is alone in guest mode, or on its way to it.
+    alone: Mutex<bool>,
+    over: Condvar,
+}
+
+/// While it lives, no other participant does anything in guest mode.
+pub struct Alone {
+    domain: Arc<Domain>,
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        *self.domain.alone() = false;
+        self.domain.over.notify_all();
+    }
 }
 
 /// One vCPU, as seen by writers. Used by one thread at a time; the methods take `&self` because
@@ -112,6 +130,9 @@ impl Domain {
     /// With `from`, the caller is in that participant's thread; while it waits it counts as outside,
     /// so that two vCPUs which wait for each other both go on. The result is what others asked of
     /// `from` meanwhile: to be handled before it goes on (empty without `from`).
+    ///
+    /// `from` doesn't come back inside while another participant is alone: nothing that it does
+    /// behind this call falls into the other's stay.
     #[must_use = "the requests to `from` must be handled"]
     pub fn request_and_wait(&self, requests: Requests, from: Option<&Participant>) -> Requests {
         // Whatever the caller published comes before the reads of states below.
@@ -124,7 +145,44 @@ impl Domain {
         for (participant, ticket) in &asked {
             participant.wait_for(*ticket);
         }
-        was_inside.map_or(Requests::empty(), Participant::enter)
+        was_inside.map_or(Requests::empty(), |p| self.settle(p, p.enter()))
+    }
+
+    /// Handles [`Requests::STOP`] among requests that `participant`, which is inside, was given: waits
+    /// outside until nobody is alone. Returns what else is to be handled.
+    #[must_use = "the requests must be handled"]
+    pub fn settle(&self, participant: &Participant, mut requests: Requests) -> Requests {
+        while requests.contains(Requests::STOP) {
+            participant.leave();
+            drop(self.wait_until_over());
+            requests = requests - Requests::STOP | participant.enter();
+        }
+        requests
+    }
+
+    /// Keeps all other participants outside guest mode, or at a standstill in it, as long as the result
+    /// lives; and what was asked of `from`, which is inside, meanwhile. One at a time: who comes second
+    /// waits, and counts as outside.
+    #[must_use = "the requests to `from` must be handled"]
+    pub fn stop_others(self: &Arc<Self>, from: &Participant) -> (Alone, Requests) {
+        from.leave();
+        *self.wait_until_over() = true;
+        let alone = Alone {
+            domain: Arc::clone(self),
+        };
+        // A stop that was asked for before is over: only one is alone.
+        let before = from.enter() - Requests::STOP;
+        let late = self.request_and_wait(Requests::STOP, Some(from));
+        (alone, before | late)
+    }
+
+    fn alone(&self) -> MutexGuard<'_, bool> {
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until_over(&self) -> MutexGuard<'_, bool> {
+        let over = self.over.wait_while(self.alone(), |alone| *alone);
+        over.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves the requests with everybody; returns the tickets.

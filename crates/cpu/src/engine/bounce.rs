@@ -4,14 +4,23 @@
 //! The instruction is translated a second time, alone, so that each access leaves first. Its operand
 //! is read into a buffer, the host's CPU executes the instruction on the buffer, and written operands
 //! go to memory behind it. So no instruction needs an emulator. Whether a write is allowed is known
-//! before the instruction runs. One that reads and writes begins again where another CPU has changed
-//! the operand meanwhile.
+//! before the instruction runs.
+//!
+//! # Locked updates
+//! An operand of up to eight bytes within a page of RAM is written by the host's own locked compare and
+//! exchange; where it has changed meanwhile the instruction begins again. So such an update is one for
+//! all other CPUs, whatever they access it with. A locked update of more bytes, or across two pages
+//! that don't lie side by side in the host, is done while every other vCPU stands still
+//! ([`memory::quiesce::Domain::stop_others`]): it is one for all of them, too, but not for the monitor's
+//! own threads. (Two pages that do lie side by side are accessed by the instruction itself.)
 
 use addr::Gva;
 use iced_x86::{CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic};
+use memory::quiesce::Alone;
 
 use super::frame::{BOUNCE_SIZE, BOUNCE_SLOTS};
-use super::memory::{Place, read_ram};
+use super::memory::Place;
+use super::sites::Then;
 use super::vcpu::Vcpu;
 use crate::system::Abort;
 use crate::translate::{Access, Mode, Use};
@@ -20,13 +29,17 @@ use crate::{DeviceInstructions, Exit, Handled, InternalError, Platform};
 type Places = [Option<(Place, usize)>; 2];
 
 /// The operands of the instruction on its way.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Bounce {
     slots: [Option<Operand>; BOUNCE_SLOTS],
     /// General registers and arithmetic flags before the instruction, for one that begins again.
     gpr: [u64; 16],
     arith: u16,
     pub(super) rip: u64,
+    /// The instruction is to be begun again with all other vCPUs at a standstill.
+    wants_alone: bool,
+    /// They stand still.
+    alone: Option<Alone>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,7 +71,7 @@ impl Vcpu {
         &mut self,
         access: &Access,
         platform: &mut dyn Platform,
-    ) -> Result<(), Abort> {
+    ) -> Result<Bounced, Abort> {
         let gva = Gva::new(self.frame().t0);
         let size = usize::from(access.size).min(BOUNCE_SIZE);
         let privilege = super::memory::privilege_of(self.context.mode.view());
@@ -69,6 +82,11 @@ impl Vcpu {
         };
         if places.iter().flatten().any(|(place, _)| place.is_device()) {
             self.check_device_instruction(platform)?;
+        }
+        if access.usage == Use::Write && self.must_be_alone(&places, size) {
+            self.roll_back();
+            self.bounce.wants_alone = true;
+            return Ok(Bounced::AgainAlone);
         }
         let mut data = [0; BOUNCE_SIZE];
         let operand = &mut data[..size];
@@ -105,7 +123,43 @@ impl Vcpu {
             places,
             old,
         });
-        Ok(())
+        Ok(Bounced::Ready)
+    }
+
+    /// Whether this is a locked update that the host can't do in one access.
+    fn must_be_alone(&mut self, places: &Places, size: usize) -> bool {
+        let ram = |part: &Option<(Place, usize)>| !matches!(part, Some((place, _)) if !matches!(place, Place::Ram(_)));
+        let whole = places[1].is_none() && size <= 8;
+        self.bounce.alone.is_none() && !whole && places.iter().all(ram) && self.is_locked()
+    }
+
+    /// Whether the instruction at RIP locks its operand.
+    fn is_locked(&mut self) -> bool {
+        let (bytes, len) = self.instruction_bytes();
+        let bits = self.context.mode.code_size().bits();
+        let options = DecoderOptions::NONE;
+        let instruction = Decoder::new(bits, &bytes[..usize::from(len)], options).decode();
+        instruction.has_lock_prefix() || instruction.mnemonic() == Mnemonic::Xchg
+    }
+
+    /// Whether the instruction at RIP was put off to be done with all others at a standstill.
+    pub(super) fn wants_alone(&mut self) -> bool {
+        let wanted = std::mem::take(&mut self.bounce.wants_alone);
+        wanted && self.frame().state.rip == self.bounce.rip
+    }
+
+    /// Does the instruction at RIP while all other vCPUs stand still.
+    pub(super) fn alone(&mut self, platform: &mut dyn Platform) -> Result<Then, Abort> {
+        let (alone, late) = self.memory.domain.stop_others(&self.memory.participant);
+        self.bounce.alone = Some(alone);
+        let then = match self.serve(late) {
+            Ok(()) => self
+                .begin_bounce()
+                .and_then(|target| self.follow(target, platform)),
+            Err(exit) => Err(Abort::Exit(exit)),
+        };
+        self.bounce.alone = None;
+        then
     }
 
     /// Whether the instruction at RIP may touch a device at all.
@@ -178,9 +232,16 @@ impl Vcpu {
             let mut data = [0; BOUNCE_SIZE];
             data[..operand.size].copy_from_slice(&self.frame().bounce[slot][..operand.size]);
             if let Some(old) = operand.old
-                && !still(&operand, old)?
+                && let [Some((Place::Ram(hva), len)), None] = operand.places
+                && matches!(len, 1 | 2 | 4 | 8)
             {
-                return Ok(self.roll_back());
+                let mut new = [0; 8];
+                new[..len].copy_from_slice(&data[..len]);
+                let new = u64::from_le_bytes(new);
+                if self.memory.exchange(hva, len, old, new)? != old {
+                    return Ok(self.roll_back());
+                }
+                continue;
             }
             let mut at = 0;
             for (place, len) in operand.places.into_iter().flatten() {
@@ -215,21 +276,12 @@ fn is_emulated(instruction: &Instruction) -> bool {
     !vex && (!x87 || control)
 }
 
-/// Whether the operand in RAM still holds what was read.
-///
-/// The check and the write are two steps; both are under no common lock, so that another CPU's
-/// write in between is lost. It needs two CPUs that update one word in a page of code.
-fn still(operand: &Operand, old: u64) -> Result<bool, Abort> {
-    let mut bytes = [0; 8];
-    let mut at = 0;
-    for (place, len) in operand.places.iter().flatten() {
-        let Place::Ram(hva) = place else {
-            return Ok(true);
-        };
-        read_ram(*hva, &mut bytes[at..at + len])?;
-        at += len;
-    }
-    Ok(u64::from_le_bytes(bytes) == old)
+/// Whether an operand is in its buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bounced {
+    Ready,
+    /// The instruction is to begin again, with all other vCPUs at a standstill.
+    AgainAlone,
 }
 
 /// Whether a bounced instruction took effect.

@@ -214,6 +214,29 @@ impl Memory {
         Ok(())
     }
 
+    /// Exchanges `len` bytes of one page where they are `old`; what they were. Locked.
+    pub(crate) fn exchange(
+        &mut self,
+        hva: Hva,
+        len: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<u64, Abort> {
+        if self.code.is_clear(hva.frame()) {
+            return exchange_ram(hva, len, old, new);
+        }
+        let code = Arc::clone(&self.code);
+        let mut seen = old;
+        let written = code.write(hva, len as u64, || {
+            seen = exchange_ram(hva, len, old, new)?;
+            Ok::<(), Abort>(())
+        })?;
+        if written == Written::Code {
+            self.tell_others();
+        }
+        Ok(seen)
+    }
+
     /// Lets every other vCPU look at the log of voided pages.
     pub(crate) fn tell_others(&mut self) {
         let from = Some(&*self.participant);
@@ -291,6 +314,17 @@ pub(crate) fn write_ram(hva: Hva, data: &[u8]) -> Result<(), Abort> {
         _ => access::write(hva, data),
     };
     result.map_err(|fault| host_fault(fault, None))
+}
+
+/// A locked compare and exchange of 1 to 8 bytes within a page.
+fn exchange_ram(hva: Hva, len: usize, old: u64, new: u64) -> Result<u64, Abort> {
+    let seen = match len {
+        1 => access::compare_exchange(hva, old as u8, new as u8).map(u64::from),
+        2 => access::compare_exchange(hva, old as u16, new as u16).map(u64::from),
+        4 => access::compare_exchange(hva, old as u32, new as u32).map(u64::from),
+        _ => access::compare_exchange(hva, old, new),
+    };
+    seen.map_err(|fault| host_fault(fault, None))
 }
 
 impl MemoryView<'_> {

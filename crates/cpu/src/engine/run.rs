@@ -125,10 +125,14 @@ impl Vcpu {
     }
 
     /// Does what others asked for.
-    fn serve(&mut self, requests: Requests) -> Result<(), Exit> {
+    pub(super) fn serve(&mut self, requests: Requests) -> Result<(), Exit> {
         let requests = requests
             | std::mem::replace(&mut self.memory.late, Requests::empty())
             | self.kick.take();
+        let requests = self
+            .memory
+            .domain
+            .settle(&self.memory.participant, requests);
         if requests.contains(Requests::FLUSH_TLB) {
             self.view().flush_all();
         }
@@ -248,19 +252,23 @@ impl Vcpu {
             self.extra = 0;
             return result;
         }
+        self.enter_at_rip(platform).map(|_| ())
+    }
+
+    fn enter_at_rip(&mut self, platform: &mut dyn Platform) -> Result<Then, Abort> {
+        if self.wants_alone() {
+            return self.alone(platform);
+        }
         let number = self.find(0)?;
         let entry = self.blocks.blocks[number as usize].plain;
         self.follow(self.cache.base() + u64::from(entry), platform)
-            .map(|_| ())
     }
 
     /// One instruction, between the calls that stepping asks for.
     fn one(&mut self, platform: &mut dyn Platform) -> Result<(), Abort> {
         self.effects = Effects::empty();
         let step = self.with_context(platform, system::begin_instruction)?;
-        let number = self.find(0)?;
-        let entry = self.blocks.blocks[number as usize].plain;
-        let then = self.follow(self.cache.base() + u64::from(entry), platform)?;
+        let then = self.enter_at_rip(platform)?;
         if then == Then::Done {
             self.with_context(platform, |ctx| system::end_instruction(ctx, step));
             self.boundary_due = true;
@@ -269,7 +277,11 @@ impl Vcpu {
     }
 
     /// Runs translated code from this address until the loop must look around.
-    fn follow(&mut self, mut target: u64, platform: &mut dyn Platform) -> Result<Then, Abort> {
+    pub(super) fn follow(
+        &mut self,
+        mut target: u64,
+        platform: &mut dyn Platform,
+    ) -> Result<Then, Abort> {
         loop {
             let site = self.enter(target);
             match self.handle(site, platform)? {

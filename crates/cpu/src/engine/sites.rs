@@ -4,7 +4,7 @@ use addr::{Address, Gva};
 use iced_x86::Instruction;
 use mmu::AccessKind;
 
-use super::bounce::Committed;
+use super::bounce::{Bounced, Committed};
 use super::enter;
 use super::frame::{HostTrap, Window};
 use super::memory::{Resolved, privilege_of};
@@ -157,8 +157,10 @@ impl Vcpu {
             return Err(bad_address(access.segment));
         }
         if access.bounce {
-            self.bounce_access(access, platform)?;
-            return Ok(self.resume(access));
+            return Ok(match self.bounce_access(access, platform)? {
+                Bounced::Ready => self.resume(access),
+                Bounced::AgainAlone => Then::Retry,
+            });
         }
         let kind = kind_of(access.usage);
         let view = self.context.mode.view();

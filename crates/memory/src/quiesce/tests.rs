@@ -224,3 +224,37 @@ fn writers_inside_guest_mode_are_told_what_others_replaced() {
     let reads = shared[0].reads.load(Ordering::Relaxed);
     assert_eq!(reads, 2 * POLLS * ROUNDS);
 }
+
+/// Each counts up a number that no lock protects, alone; and reads it, when it isn't.
+#[test]
+fn who_is_alone_is_alone() {
+    const ROUNDS: u64 = 3000;
+    let domain = Domain::new();
+    let number = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let word = Arc::new(Word::default());
+                let vcpu = domain.register(word.clone());
+                let asked = vcpu.enter();
+                let _ = domain.settle(&vcpu, asked);
+                for _ in 0..ROUNDS {
+                    let (alone, _) = domain.stop_others(&vcpu);
+                    let before = number.load(Ordering::Relaxed);
+                    std::hint::spin_loop();
+                    number.store(before + 1, Ordering::Relaxed);
+                    drop(alone);
+                    // Nothing changes between two polls.
+                    let seen = number.load(Ordering::Relaxed);
+                    assert_eq!(number.load(Ordering::Relaxed), seen);
+                    if word.0.swap(0, Ordering::SeqCst) != 0 {
+                        let asked = vcpu.checkpoint();
+                        let _ = domain.settle(&vcpu, asked);
+                    }
+                }
+                vcpu.leave();
+            });
+        }
+    });
+    assert_eq!(number.load(Ordering::Relaxed), 3 * ROUNDS);
+}
