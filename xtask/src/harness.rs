@@ -14,13 +14,14 @@ pub(crate) struct Arguments {
     rest: Vec<String>,
 }
 
-/// `cargo run --release` of a package.
-pub(crate) fn run(package: &str, arguments: &Arguments) -> Result<()> {
+/// `cargo run --release` of a program of a package.
+pub(crate) fn run(package: &str, program: &str, arguments: &Arguments) -> Result<()> {
     let status = Command::new(env!("CARGO"))
-        .args(["run", "--release", "--quiet", "--package", package, "--"])
+        .args(["run", "--release", "--quiet", "--package", package])
+        .args(["--bin", program, "--"])
         .args(&arguments.rest)
         .status()
-        .with_context(|| format!("can't start {package}"))?;
-    ensure!(status.success(), "{package} failed with {status}");
+        .with_context(|| format!("can't start {program}"))?;
+    ensure!(status.success(), "{program} failed with {status}");
     Ok(())
 }

@@ -48,6 +48,9 @@ enum Task {
     /// Every form of instruction natively and translated, compared bit for bit
     #[command(disable_help_flag = true)]
     Differential(harness::Arguments),
+    /// Random bytes and broken code in every mode: no panic, no hang, no access outside the guest
+    #[command(disable_help_flag = true)]
+    Hostile(harness::Arguments),
 }
 
 fn main() -> Result<()> {
@@ -62,6 +65,7 @@ fn main() -> Result<()> {
         Task::Hostile(options) => hostile::main(&options),
         Task::FaultCost => fault_cost::main(),
         Task::CompareTcg(options) => compare_tcg::main(&options),
-        Task::Differential(arguments) => harness::run("differential", &arguments),
+        Task::Hostile(arguments) => harness::run("differential", "hostile", &arguments),
+        Task::Differential(arguments) => harness::run("differential", "differential", &arguments),
     }
 }

@@ -15,6 +15,8 @@
 //! | [`minimise`] | makes a failing case small                                               |
 //! | [`campaign`] | a run through the catalogue                                              |
 //! | [`report`]   | how a divergence is printed                                              |
+//!
+//! [`hostile`] runs code that nobody wrote; there is nothing to compare it with.
 
 pub mod campaign;
 pub mod case;
@@ -22,6 +24,7 @@ pub mod compare;
 pub mod dead_flags;
 pub mod generate;
 pub mod guest;
+pub mod hostile;
 pub mod layout;
 pub mod local;
 pub mod minimise;

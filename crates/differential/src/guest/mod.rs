@@ -4,7 +4,7 @@ mod cpu;
 pub mod image;
 pub mod machine;
 mod quiet;
-mod watchdog;
+pub mod watchdog;
 
 pub use cpu::{GuestCpu, Translation};
 pub use watchdog::Watchdog;
