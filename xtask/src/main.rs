@@ -50,7 +50,7 @@ enum Task {
     Differential(harness::Arguments),
     /// Random bytes and broken code in every mode: no panic, no hang, no access outside the guest
     #[command(disable_help_flag = true)]
-    Hostile(harness::Arguments),
+    HostileCode(harness::Arguments),
 }
 
 fn main() -> Result<()> {
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         Task::Hostile(options) => hostile::main(&options),
         Task::FaultCost => fault_cost::main(),
         Task::CompareTcg(options) => compare_tcg::main(&options),
-        Task::Hostile(arguments) => harness::run("differential", "hostile", &arguments),
+        Task::HostileCode(arguments) => harness::run("differential", "hostile", &arguments),
         Task::Differential(arguments) => harness::run("differential", "differential", &arguments),
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The guest begins with random registers, page tables that map its memory to everybody, and
 //! descriptor tables that are whatever lies at address 0: so nearly every run ends in faults of faults.
-//! Bytes around the memslot are filled with a canary. `cargo xtask hostile` goes on for as long as one
+//! Bytes around the memslot are filled with a canary. `cargo xtask hostile-code` goes on for as long as one
 //! likes; the gate tries each mode for a second.
 
 use std::collections::BTreeMap;

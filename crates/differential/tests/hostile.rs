@@ -1,4 +1,4 @@
-//! Hostile code in every mode, for a second each: what `cargo xtask hostile` does for minutes.
+//! Hostile code in every mode, for a second each: what `cargo xtask hostile-code` does for minutes.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Hostile code as a command: see `cargo xtask hostile --help`.
+//! Hostile code as a command: see `cargo xtask hostile-code --help`.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use differential::hostile::{Attack, Mode, Tally};
 
 /// Runs random bytes and broken code in every mode: no panic, no hang, no access outside the guest
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask hostile")]
+#[command(bin_name = "cargo xtask hostile-code")]
 struct Cli {
     /// Minutes in all, shared among the modes
     #[arg(long, default_value_t = 1.0)]
