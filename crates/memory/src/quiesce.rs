@@ -155,7 +155,7 @@ impl Domain {
         while requests.contains(Requests::STOP) {
             participant.leave();
             drop(self.wait_until_over());
-            requests = requests - Requests::STOP | participant.enter();
+            requests = requests.difference(Requests::STOP) | participant.enter();
         }
         requests
     }

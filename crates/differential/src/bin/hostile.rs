@@ -29,7 +29,7 @@ const STRETCH: Duration = Duration::from_secs(2);
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let modes = chosen(cli.mode.as_deref());
-    let share = Duration::from_secs_f64(cli.minutes * 60.0 / modes.len().max(1) as f64);
+    let share = Duration::from_secs_f64(cli.minutes * 60.0) / modes.len().max(1) as u32;
     let mut all = 0;
     for (index, mode) in modes.iter().enumerate() {
         let seed = cli.seed.wrapping_mul(1000).wrapping_add(index as u64);
