@@ -13,19 +13,19 @@ use crate::machine::{Bare, CODE, Machine, STACK, long_mode};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What a vCPU begins with.
-pub struct Program<'a> {
-    pub code: &'a [u8],
+pub(super) struct Program<'a> {
+    pub(super) code: &'a [u8],
     /// General registers by number.
-    pub registers: &'a [(usize, u64)],
+    pub(super) registers: &'a [(usize, u64)],
 }
 
 /// Where the code of the vCPU with this number lies.
-pub fn code_of(index: usize) -> u64 {
+pub(super) fn code_of(index: usize) -> u64 {
     CODE + 0x1_0000 * index as u64
 }
 
 /// A machine with so many vCPUs; the machine's own one is not among them.
-pub fn machine(vcpus: usize) -> (Machine, Vec<Vcpu>) {
+pub(super) fn machine(vcpus: usize) -> (Machine, Vec<Vcpu>) {
     let machine = Machine::new(&[0xf4]);
     let vcpus = (0..vcpus)
         .map(|id| Machine::vcpu(&machine.mmu, &machine.domain, &machine.code, 1 + id as u32))
@@ -34,7 +34,7 @@ pub fn machine(vcpus: usize) -> (Machine, Vec<Vcpu>) {
 }
 
 /// Runs each program to its `HLT`.
-pub fn run(machine: &Machine, vcpus: &mut [Vcpu], programs: &[Program<'_>]) {
+pub(super) fn run(machine: &Machine, vcpus: &mut [Vcpu], programs: &[Program<'_>]) {
     for (index, (vcpu, program)) in vcpus.iter_mut().zip(programs).enumerate() {
         machine.write(code_of(index), program.code);
         let state = vcpu.state_mut();
@@ -63,7 +63,10 @@ pub fn run(machine: &Machine, vcpus: &mut [Vcpu], programs: &[Program<'_>]) {
             .iter_mut()
             .map(|vcpu| scope.spawn(|| vcpu.run(&mut Bare::default())))
             .collect();
-        let exits: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+        let exits: Vec<_> = threads
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
         done.store(true, Ordering::Relaxed);
         for (index, exit) in exits.into_iter().enumerate() {
             assert_eq!(exit.expect("no panic"), Exit::Halt, "vCPU {index}");
