@@ -258,6 +258,20 @@ kernels! {
         dec rsi
         jnz 2b
         ret";
+    frame_across_pages "across pages" 0.1 Data::Plain, "
+        mov rax, rsp
+        xor r8d, r8d
+        lea rsp, [rdi + 32776]
+    2:  push rsi
+        push rax
+        pop rdx
+        pop rcx
+        add r8, rcx
+        dec rsi
+        jnz 2b
+        mov rsp, rax
+        mov rax, r8
+        ret";
     chase_l1 "dependent, L1" 0.35 Data::Ring(16 << 10), "
         xor eax, eax
     2:  mov rax, [rdi + rax]
