@@ -279,14 +279,23 @@ impl Context<'_> {
         width: Width,
     ) -> Result<(), Abort> {
         let descriptor = self.checked_return_code(selector)?;
-        stack.drop_bytes(release);
         if selector.rpl() == self.state.cpl() {
+            if self.offer.vendor == Vendor::Amd
+                && descriptor.is_long()
+                && self.state.is_long_active()
+            {
+                // AMD's CPUs release from the stack as the code at the target sees it.
+                stack.sp = stack.sp.wrapping_add(release);
+            } else {
+                stack.drop_bytes(release);
+            }
             self.check_target(descriptor, rip)?;
             let cs = self.load_descriptor(selector, descriptor)?;
             self.put_code(cs, rip);
             stack.commit(self.state);
             return Ok(());
         }
+        stack.drop_bytes(release);
         let rsp = stack.pop(self, width)?;
         let ss_selector = Selector(stack.pop(self, width)? as u16);
         let ss = self.checked_return_stack(ss_selector, selector.rpl(), descriptor)?;
