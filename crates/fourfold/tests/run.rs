@@ -9,14 +9,16 @@ use std::{
 
 /// `fourfold ARGS`, with a cache of the tests' own.
 fn fourfold(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fourfold"))
-        .args(args)
-        .env(
-            "XDG_CACHE_HOME",
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
-        )
-        .output()
-        .expect("the command starts")
+    command(args).output().expect("the command starts")
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fourfold"));
+    command.args(args).env(
+        "XDG_CACHE_HOME",
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
+    );
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -71,8 +73,11 @@ fn debians_kernel_boots_and_runs_a_command() {
     let disk = TempFile::new("disk.img", &vec![0; 64 << 10]);
     let command = "uname -s; nproc; seq 1 2000 | md5sum; \
         echo 'on the disk' | dd of=/dev/vda bs=512 seek=5 conv=notrunc 2>/dev/null; sync; \
-        dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c; echo oops >&2; exit 7";
-    let options = ["--cpus", "2", "--memory", "256M", "--disk", disk.path()];
+        dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c; echo on the console >/dev/hvc0; echo oops >&2; exit 7";
+    let console = TempFile::new("console", b"");
+    let target = format!("file:{}", console.path());
+    let mut options = vec!["--cpus", "2", "--memory", "256M", "--disk", disk.path()];
+    options.extend(["--virtio-console", &target]);
     let Some(output) = in_guest(&options, command) else {
         return;
     };
@@ -81,6 +86,7 @@ fn debians_kernel_boots_and_runs_a_command() {
     let expected = "Linux\n2\nea4d0a24dabcaa11f9aa979b872d162b  -\n32\n";
     assert_eq!(text(&output.stdout), expected, "{errors}");
     assert!(errors.ends_with("oops\n"), "{errors}");
+    assert_eq!(fs::read(&console.0).unwrap(), b"on the console\r\n");
     assert!(fs::read(&disk.0).unwrap()[5 * 512..].starts_with(b"on the disk"));
 }
 

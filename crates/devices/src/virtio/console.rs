@@ -3,22 +3,25 @@
 use std::{
     collections::VecDeque,
     io::{Read, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
 };
 
-use super::{Chain, DeviceType, ProtocolError, Queues, Step, VirtioDevice};
+use super::{Chain, DeviceType, ProtocolError, Queues, Service, Step, VirtioDevice};
 use crate::lock;
 
 const QUEUE_SIZES: [u16; 2] = [64, 64];
 /// The queue by which the guest receives.
-pub const RECEIVE: usize = 0;
+const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const CHUNK: usize = 4096;
 
-/// What was typed and not yet taken. The thread that pushes has queue [`RECEIVE`] serviced
-/// afterwards.
+/// What was typed and not yet taken. Whoever pushes has queue 0 serviced, too.
 #[derive(Clone, Default)]
-pub struct Inbox(Arc<Mutex<VecDeque<u8>>>);
+pub struct Inbox {
+    bytes: Arc<Mutex<VecDeque<u8>>>,
+    /// The device, once it is part of a machine.
+    service: Arc<Mutex<Option<Weak<dyn Service>>>>,
+}
 
 impl Inbox {
     /// Input beyond this is dropped: the guest is not reading.
@@ -26,9 +29,15 @@ impl Inbox {
 
     /// Adds input for the guest.
     pub fn push(&self, input: &[u8]) {
-        let mut bytes = lock(&self.0);
-        let room = Self::MOST.saturating_sub(bytes.len());
-        bytes.extend(&input[..input.len().min(room)]);
+        {
+            let mut bytes = lock(&self.bytes);
+            let room = Self::MOST.saturating_sub(bytes.len());
+            bytes.extend(&input[..input.len().min(room)]);
+        }
+        let service = lock(&self.service).as_ref().and_then(Weak::upgrade);
+        if let Some(service) = service {
+            service.service(RECEIVE);
+        }
     }
 }
 
@@ -45,7 +54,7 @@ impl Console {
     }
 
     fn receive(&mut self, chain: &Chain<'_>) -> Result<Step, ProtocolError> {
-        let mut bytes = lock(&self.inbox.0);
+        let mut bytes = lock(&self.inbox.bytes);
         if bytes.is_empty() {
             return Ok(Step::Later);
         }
@@ -81,6 +90,10 @@ impl VirtioDevice for Console {
         &QUEUE_SIZES
     }
 
+    fn connect(&mut self, service: Weak<dyn Service>) {
+        *lock(&self.inbox.service) = Some(service);
+    }
+
     fn config(&self) -> Vec<u8> {
         vec![0; 12]
     }
@@ -97,10 +110,7 @@ impl VirtioDevice for Console {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::{
-        Service,
-        testing::{Buffer, Driver, Sink},
-    };
+    use crate::virtio::testing::{Buffer, Driver, Sink};
 
     #[test]
     fn output_reaches_the_host() {
@@ -127,8 +137,9 @@ mod tests {
         driver.offer(0, &[Buffer::In(4)]);
         driver.notify(0);
         assert_eq!(driver.used(0), None, "nothing was typed");
+        let device: Arc<dyn Service> = driver.device.clone();
+        driver.device.connect(&Arc::downgrade(&device));
         inbox.push(b"hello");
-        driver.device.service(RECEIVE);
         assert_eq!(driver.used(0).unwrap(), b"hell");
         driver.offer(0, &[Buffer::In(4)]);
         driver.notify(0);

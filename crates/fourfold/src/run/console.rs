@@ -14,6 +14,7 @@ use std::{
     thread,
 };
 
+use devices::virtio::console::Inbox;
 use vmm::{Input, Stopper};
 
 const HELP: &str = "\r\n\
@@ -25,14 +26,32 @@ const HELP: &str = "\r\n\
 static ORIGINAL: OnceLock<libc::termios> = OnceLock::new();
 
 /// The machine that takes what is typed now.
-static TARGET: Mutex<Option<(Input, Stopper)>> = Mutex::new(None);
+static TARGET: Mutex<Option<(Keyboard, Stopper)>> = Mutex::new(None);
+
+/// Where the guest reads what is typed.
+#[derive(Clone)]
+pub(super) enum Keyboard {
+    /// Its first serial port.
+    Serial(Input),
+    /// Its virtio console.
+    Virtio(Inbox),
+}
+
+impl Keyboard {
+    fn send(&self, bytes: &[u8]) {
+        match self {
+            Self::Serial(input) => input.send(bytes),
+            Self::Virtio(inbox) => inbox.push(bytes),
+        }
+    }
+}
 
 /// The console; dropping it restores the terminal.
 pub(super) struct Console;
 
 impl Console {
     /// Connects standard input to the guest.
-    pub(super) fn attach(input: Input, stopper: Stopper) -> Self {
+    pub(super) fn attach(input: Keyboard, stopper: Stopper) -> Self {
         static READER: Once = Once::new();
         if io::stdin().is_terminal() {
             enter_raw_mode();

@@ -29,6 +29,7 @@ use anyhow::{Context, Result};
 use devices::virtio::{
     VirtioDevice,
     blk::{Block, RawImage},
+    console::{Console as VirtioConsole, Inbox},
     rng::Rng,
 };
 use vmm::{Initrd, Machine, MachineConfig, Outcome, SerialOutput};
@@ -37,7 +38,7 @@ pub(crate) use options::RunOptions;
 
 use self::control::Control;
 use crate::ending::Ending;
-use console::Console;
+use console::{Console, Keyboard};
 use exec::{Capture, Log, LogDestination};
 use initramfs::{KernelOrigin, Payload};
 use options::{Plan, SerialTarget};
@@ -56,7 +57,7 @@ pub(crate) fn run(options: RunOptions) -> Result<Ending> {
 
 fn plan_and_run(options: RunOptions) -> Result<Ending> {
     let plan = options.plan()?;
-    if plan.exec.is_none() && plan.serial == SerialTarget::Stdio {
+    if plan.exec.is_none() && plan.has_terminal() {
         console::restore_on_signals();
     }
     let choice = choose(plan.accel)?;
@@ -189,7 +190,7 @@ fn announce(plan: &Plan, choice: &Choice, boot: &Boot) {
         choice.accelerator.kind(),
         choice.reason,
     );
-    if plan.serial == SerialTarget::Stdio {
+    if plan.has_terminal() {
         eprintln!("fourfold: Ctrl-A x ends it, Ctrl-A h helps");
     }
 }
@@ -199,6 +200,7 @@ fn machine(
     choice: &Choice,
     boot: &Boot,
     serial: [SerialOutput; 3],
+    inbox: Inbox,
 ) -> Result<Machine> {
     let config = MachineConfig {
         name: plan.name.as_str().to_owned(),
@@ -208,19 +210,35 @@ fn machine(
         initrd: boot.initrd.clone(),
         command_line: boot.command_line.clone(),
         serial,
-        virtio: virtio_devices(plan)?,
+        virtio: virtio_devices(plan, inbox)?,
     };
     Ok(Machine::build(config, &*choice.accelerator)?)
 }
 
-fn virtio_devices(plan: &Plan) -> Result<Vec<Box<dyn VirtioDevice>>> {
+fn virtio_devices(plan: &Plan, inbox: Inbox) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (number, disk) in plan.disks.iter().enumerate() {
         let image = RawImage::open(&disk.path, disk.access)?;
         devices.push(Box::new(Block::new(image, &format!("disk{number}"))));
     }
     devices.push(Box::new(Rng::new().context("/dev/urandom")?));
+    if let Some(target) = &plan.virtio_console {
+        let out = output(target, "--virtio-console")?;
+        devices.push(Box::new(VirtioConsole::new(inbox, out)));
+    }
     Ok(devices)
+}
+
+/// Where a console's output goes.
+fn output(target: &SerialTarget, option: &str) -> Result<SerialOutput> {
+    Ok(match target {
+        SerialTarget::Stdio => Box::new(io::stdout()),
+        SerialTarget::None => nowhere(),
+        SerialTarget::File(path) => {
+            let file = File::create(path);
+            Box::new(file.with_context(|| format!("{option} file:{}", path.display()))?)
+        }
+    })
 }
 
 fn nowhere() -> SerialOutput {
@@ -234,19 +252,18 @@ fn run_interactive(
     control: &Control,
     deadline: Option<Instant>,
 ) -> Result<Finished> {
-    let output: SerialOutput = match &plan.serial {
-        SerialTarget::Stdio => Box::new(io::stdout()),
-        SerialTarget::None => nowhere(),
-        SerialTarget::File(path) => {
-            let file = File::create(path);
-            Box::new(file.with_context(|| format!("--serial file:{}", path.display()))?)
-        }
-    };
-    let machine = machine(plan, choice, boot, [output, nowhere(), nowhere()])?;
+    let serial = output(&plan.serial, "--serial")?;
+    let inbox = Inbox::default();
+    let outputs = [serial, nowhere(), nowhere()];
+    let machine = machine(plan, choice, boot, outputs, inbox.clone())?;
     stop_at(deadline, &machine);
     let _attached = control.attach(plan, &machine)?;
-    let outcome = if plan.serial == SerialTarget::Stdio {
-        let _console = Console::attach(machine.com1(), machine.stopper());
+    let outcome = if plan.has_terminal() {
+        let keyboard = match plan.serial {
+            SerialTarget::Stdio => Keyboard::Serial(machine.com1()),
+            SerialTarget::None | SerialTarget::File(_) => Keyboard::Virtio(inbox),
+        };
+        let _console = Console::attach(keyboard, machine.stopper());
         machine.run()
     } else {
         machine.run()
@@ -275,7 +292,7 @@ fn run_command(
         Box::new(capture.clone()),
         Box::new(io::stderr()),
     ];
-    let machine = machine(plan, choice, boot, serial)?;
+    let machine = machine(plan, choice, boot, serial, Inbox::default())?;
     stop_at(deadline, &machine);
     let _attached = control.attach(plan, &machine)?;
     let outcome = machine.run();

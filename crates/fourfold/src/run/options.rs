@@ -55,6 +55,9 @@ pub(crate) struct RunOptions {
     /// Where the serial console goes: stdio, none or `file:PATH` [default: stdio; with --exec: none]
     #[arg(long, value_name = "WHERE")]
     serial: Option<String>,
+    /// Give the guest a virtio console (/dev/hvc0), too: stdio, none or `file:PATH`
+    #[arg(long, value_name = "WHERE")]
+    virtio_console: Option<String>,
     /// The name by which other commands find the machine [default: guest-PID]
     #[arg(long)]
     name: Option<String>,
@@ -88,6 +91,7 @@ pub(super) struct Plan {
     pub(super) accel: Preference,
     pub(super) disks: Vec<Disk>,
     pub(super) serial: SerialTarget,
+    pub(super) virtio_console: Option<SerialTarget>,
     pub(super) name: Name,
     pub(super) start: Wanted,
     pub(super) exec: Option<String>,
@@ -182,6 +186,7 @@ impl RunOptions {
                 self.file
             },
             serial: self.serial.or(file.serial),
+            virtio_console: self.virtio_console.or(file.virtio_console),
             name: self.name.or(file.name),
             paused: self.paused || file.paused,
             exec: self.exec.or(file.exec),
@@ -198,7 +203,20 @@ impl RunOptions {
         if !self.file.is_empty() && self.initrd.is_some() {
             bail!("--file goes into the default initial RAM disk: leave --initrd out");
         }
-        let default_serial = if self.exec.is_some() { "none" } else { "stdio" };
+        let virtio_console = self.virtio_console.as_deref().map(console_target);
+        let virtio_console = virtio_console.transpose()?;
+        let has_terminal = virtio_console == Some(SerialTarget::Stdio);
+        if has_terminal && self.exec.is_some() {
+            bail!("--virtio-console stdio: standard output is that of --exec's command");
+        }
+        if has_terminal && self.serial.as_deref() == Some("stdio") {
+            bail!("--virtio-console stdio: the terminal is the serial port's");
+        }
+        let default_serial = if self.exec.is_some() || has_terminal {
+            "none"
+        } else {
+            "stdio"
+        };
         Ok(Plan {
             memory: self.memory.as_deref().map_or(Ok(DEFAULT_MEMORY), size)?,
             cpus: self.cpus.unwrap_or(1),
@@ -209,6 +227,7 @@ impl RunOptions {
             )?,
             disks: self.disk.iter().map(|disk| Disk::parse(disk)).collect(),
             serial: self.serial.as_deref().unwrap_or(default_serial).parse()?,
+            virtio_console,
             name: match self.name {
                 Some(name) => Name::Given(name),
                 None => Name::Made(format!("guest-{}", std::process::id())),
@@ -237,11 +256,19 @@ impl RunOptions {
 }
 
 impl Plan {
+    /// Whether one of the guest's consoles is the terminal.
+    pub(super) fn has_terminal(&self) -> bool {
+        self.serial == SerialTarget::Stdio || self.virtio_console == Some(SerialTarget::Stdio)
+    }
+
     /// The kernel's command line: ours, then the user's, which therefore wins.
     pub(super) fn command_line(&self) -> String {
         let mut line = "console=ttyS0 panic=-1".to_owned();
         if self.exec.is_some() {
             line.push_str(" quiet");
+        }
+        if self.virtio_console == Some(SerialTarget::Stdio) {
+            line.push_str(" console=hvc0");
         }
         if let Some(append) = &self.append {
             line.push(' ');
@@ -293,6 +320,13 @@ impl FromStr for SerialTarget {
             _ => bail!("--serial {text}: there are `stdio`, `none` and `file:PATH`"),
         }
     }
+}
+
+fn console_target(text: &str) -> Result<SerialTarget> {
+    let target = text.parse();
+    target.ok().with_context(|| {
+        format!("--virtio-console {text}: there are `stdio`, `none` and `file:PATH`")
+    })
 }
 
 /// A size in bytes, or with a suffix.
@@ -439,6 +473,12 @@ mod tests {
             ("accel = \"hvf\"", "`user`"),
             ("accel = \"kvm\"\npaging = \"nested\"", "the kernel decides"),
             ("serial = \"tcp\"", "file:PATH"),
+            ("virtio-console = \"tcp\"", "--virtio-console tcp"),
+            ("virtio-console = \"stdio\"\nexec = \"id\"", "--exec"),
+            (
+                "virtio-console = \"stdio\"\nserial = \"stdio\"",
+                "the serial port's",
+            ),
             ("exec = \"id\"\ninitrd = \"x\"", "--initrd"),
             ("memory = ", "TOML"),
         ] {
