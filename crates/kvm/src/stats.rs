@@ -6,8 +6,8 @@
 //!
 //! The file is a memfd, one for each object, made at the first call; each call opens it anew. The
 //! kernel's file counts while it is read; a memfd holds what was written last. So the values are
-//! brought up to date whenever a vCPU leaves `KVM_RUN` or somebody asks for a descriptor, and ten
-//! times a second from the first call on.
+//! brought up to date whenever a vCPU leaves `KVM_RUN`, a memslot or a dirty log changes, or
+//! somebody asks for a descriptor, and ten times a second from the first call on.
 
 use std::fs::File;
 use std::io::Write;
@@ -264,6 +264,13 @@ impl Vm {
     }
 }
 
+impl Shared {
+    /// Brings the VM's file up to date, where somebody has it open.
+    pub(crate) fn refresh_stats(&self) {
+        self.stats().refresh();
+    }
+}
+
 impl Vcpu {
     /// `KVM_GET_STATS_FD` on a vCPU.
     pub fn stats_fd(&self) -> Result<OwnedFd, Errno> {
@@ -278,7 +285,7 @@ impl Vcpu {
     /// Brings the files up to date that somebody has open.
     pub(crate) fn refresh_stats(&self) {
         self.stats().refresh();
-        self.vm().stats().refresh();
+        self.vm().refresh_stats();
     }
 }
 

@@ -2,20 +2,24 @@
 
 use std::sync::{Arc, OnceLock};
 
-use kvm_bindings::{KVM_API_VERSION, KVM_X86_DEFAULT_VM, kvm_cpuid_entry2};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, kvm_cpuid_entry2,
+};
 
 use crate::cpuid::{self, XCR0};
 use crate::errno::Errno;
 use crate::msr::index;
-use crate::vm::Vm;
+use crate::vm::{Kind, Vm};
 use cpu::BlockLength;
-use mmu::PagingPath;
+use mmu::{LargePages, PagingPath};
 
 /// What can be chosen for all VMs of a [`System`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// The tables between guest and host addresses.
     pub paging: PagingPath,
+    /// What decides on the size of the second level's entries.
+    pub large_pages: LargePages,
     /// How much code is translated at a time.
     pub blocks: BlockLength,
 }
@@ -48,12 +52,16 @@ impl System {
         KVM_API_VERSION
     }
 
-    /// `KVM_CREATE_VM`: only the default type.
+    /// `KVM_CREATE_VM`: the default type, and protected by software.
     pub fn create_vm(&self, kind: u64) -> Result<Arc<Vm>, Errno> {
-        if kind != u64::from(KVM_X86_DEFAULT_VM) {
-            return Err(Errno::EINVAL);
-        }
-        Vm::new(self.settings).map(Arc::new)
+        const DEFAULT: u64 = KVM_X86_DEFAULT_VM as u64;
+        const PROTECTED: u64 = KVM_X86_SW_PROTECTED_VM as u64;
+        let kind = match kind {
+            DEFAULT => Kind::Default,
+            PROTECTED => Kind::Protected,
+            _ => return Err(Errno::EINVAL),
+        };
+        Vm::new(self.settings, kind).map(Arc::new)
     }
 
     /// `KVM_GET_SUPPORTED_CPUID`.

@@ -26,11 +26,12 @@ use std::time::Instant;
 use addr::{Address, Frame, Gfn, Gpa, Gva, Hva, PageSize};
 use memory::access as host;
 use memory::dirty::{DirtyGfn, Pushed};
+use memory::pagemap;
 use memory::slot::{self, Slot};
 
 use crate::access::{Access, AccessKind, Fault, HostFault};
 use crate::event::{Cause, FaultEvent, Installed};
-use crate::mmu::{Mmu, PagingPath, SharedRing, lock};
+use crate::mmu::{LargePages, Mmu, PagingPath, SharedRing, lock};
 use crate::nested::{Install, Outcome, SecondLevel, Spare, Writes, size_of};
 use crate::stats::VcpuStats;
 use crate::walker::{GuestPhysical, PteFault, PteUpdate, PteWidth};
@@ -104,8 +105,12 @@ impl Fill<'_> {
     ) -> Result<HostPage, Fault> {
         self.stats.pf_taken.increment();
         let gfn = gpa.frame();
-        let slot = found(self.slots.find(gfn), self.stats, gpa, kind)?;
-        let what = plan(slot, gfn, kind);
+        let slot = found(self.slots, self.stats, gpa, kind)?;
+        let level = match self.mmu.config.large_pages {
+            LargePages::OfSlot => largest_level(slot, gfn),
+            LargePages::OfHost => host_level(second, slot, gfn, kind),
+        };
+        let what = plan(slot, gfn, kind, level);
         let Some((mapped, outcome)) = second.install(gfn, what, self.spare) else {
             // Beyond the second level's reach.
             return Ok(page_of(slot, self.ring, gpa, kind));
@@ -139,7 +144,7 @@ impl Fill<'_> {
     /// The direct path: the slot says it all.
     #[inline]
     pub(crate) fn slot_page(&mut self, gpa: Gpa, kind: AccessKind) -> Result<HostPage, Fault> {
-        let slot = found(self.slots.find(gpa.frame()), self.stats, gpa, kind)?;
+        let slot = found(self.slots, self.stats, gpa, kind)?;
         Ok(page_of(slot, self.ring, gpa, kind))
     }
 
@@ -254,20 +259,31 @@ impl GuestPhysical for Fill<'_> {
 /// The slot at `gpa`, if it allows the access.
 #[inline]
 fn found<'s>(
-    slot: Option<&'s Slot>,
+    slots: &'s mut slot::Reader,
     stats: &VcpuStats,
     gpa: Gpa,
     kind: AccessKind,
 ) -> Result<&'s Slot, Fault> {
-    let Some(slot) = slot else {
-        stats.pf_mmio_spte_created.increment();
-        return Err(Fault::Mmio { gpa });
-    };
+    if slots.find(gpa.frame()).is_none() {
+        return Err(missing(slots, stats, gpa));
+    }
+    let slot = slots.find(gpa.frame()).ok_or(Fault::Mmio { gpa })?;
     if kind == AccessKind::Write && !slot.is_writable() {
         let hva = slot.hva_at(gpa).unwrap_or(slot.hva);
         return Err(Fault::ReadOnly { gpa, hva });
     }
     Ok(slot)
+}
+
+/// No slot: a device's, or private memory that nobody has provided.
+#[cold]
+fn missing(slots: &mut slot::Reader, stats: &VcpuStats, gpa: Gpa) -> Fault {
+    if slots.table().is_private(gpa.frame()) {
+        let hva = Hva::new(0);
+        return Fault::Host(HostFault { gpa, hva });
+    }
+    stats.pf_mmio_spte_created.increment();
+    Fault::Mmio { gpa }
 }
 
 /// What a slot says of the page at `gpa`, which lies inside; a write is logged.
@@ -306,12 +322,12 @@ fn mark_dirty(slot: &Slot, ring: Option<&SharedRing>, gfn: Gfn) {
 }
 
 /// What a fault on `gfn` of `slot` is to install.
-fn plan(slot: &Slot, gfn: Gfn, kind: AccessKind) -> Install {
+fn plan(slot: &Slot, gfn: Gfn, kind: AccessKind, level: u8) -> Install {
     let page = gfn.number().wrapping_sub(slot.base_gfn.number());
     let noticed = kind == AccessKind::Write || !slot.logs_dirty();
     Install {
         frame: addr::Hfn::new(slot.hva.frame().number() + page),
-        level: largest_level(slot, gfn),
+        level,
         writes: if slot.is_writable() && noticed {
             Writes::Allowed
         } else {
@@ -328,13 +344,43 @@ fn largest_level(slot: &Slot, gfn: Gfn) -> u8 {
     let first = slot.base_gfn.number();
     let end = first + slot.npages;
     for level in [3, 2] {
-        let pages = size_of(level).bytes() >> PageSize::Size4K.shift();
+        let pages = pages_of(level);
         let start = gfn.number() & !(pages - 1);
         if start >= first && start + pages <= end {
             return level;
         }
     }
     1
+}
+
+/// The level of the host's own page for `gfn`, where the second level has no table yet and the slot
+/// has room. The page is there before its size is asked for, as in kvm.ko.
+fn host_level(second: &SecondLevel, slot: &Slot, gfn: Gfn, kind: AccessKind) -> u8 {
+    let page = gfn.number().wrapping_sub(slot.base_gfn.number());
+    let frame = slot.hva.frame().number().wrapping_add(page);
+    let aligned = |level: u8| (frame ^ gfn.number()).is_multiple_of(pages_of(level));
+    let mut level = largest_level(slot, gfn).min(second.first_missing(gfn));
+    while level > 1 && !aligned(level) {
+        level -= 1;
+    }
+    if level == 1 {
+        return 1;
+    }
+    let hva = addr::Hfn::new(frame).start();
+    // A fault here is one of the access that follows, too, and that one is told.
+    let there = match kind {
+        AccessKind::Write => host::compare_exchange::<u64>(hva, 0, 0).is_ok(),
+        AccessKind::Read | AccessKind::Execute => host::load_word::<u64>(hva).is_ok(),
+    };
+    match pagemap::huge_page_at(hva) {
+        Some(size) if there => (2..=level).rev().find(|l| size_of(*l) <= size).unwrap_or(1),
+        _ => 1,
+    }
+}
+
+/// The 4 KiB pages of an entry of this level.
+fn pages_of(level: u8) -> u64 {
+    size_of(level).bytes() >> PageSize::Size4K.shift()
 }
 
 /// The byte of the host page that `gpa`'s offset names.

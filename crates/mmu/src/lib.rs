@@ -46,14 +46,16 @@ mod rights;
 mod shadow;
 mod slot_tables;
 pub mod stats;
+mod totals;
 mod vcpu;
 pub mod walker;
 mod working_set;
 
 pub use access::{Access, AccessKind, Fault, HostFault, PageFault, Privilege, Translation};
-pub use mmu::{Mmu, MmuConfig, PagingPath};
+pub use mmu::{LargePages, Mmu, MmuConfig, PagingPath};
 pub use nested::SecondLevelEntry;
 pub use registers::{GigabytePages, PagingFeatures, PagingRegisters, Regime, Vendor};
 pub use rights::Rights;
 pub use shadow::ShadowEntry;
+pub use totals::totals;
 pub use vcpu::{Probe, TlbEffect, VcpuMmu};

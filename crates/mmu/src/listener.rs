@@ -6,11 +6,12 @@
 //! it may have used them meanwhile. Taking them away earlier would leave a hole: a vCPU that found
 //! the old slot just before could install its page just after.
 
-use addr::{Gfn, Hfn, Hva};
+use addr::{Gfn, Hfn, Hva, HvaRange, PageSize};
 use memory::dirty::{DirtyGfn, DirtyWord};
+use memory::pagemap;
 use memory::slot::{Change, Listener, Slot, SlotId};
 
-use crate::mmu::{Mmu, lock};
+use crate::mmu::{LargePages, Mmu, lock};
 use crate::nested::{Frames, SecondLevel, Spare};
 
 impl Listener for Mmu {
@@ -32,13 +33,17 @@ impl Listener for Mmu {
         if let Some(shadow) = &self.shadow {
             shadow.refuse_writes(words.iter().flat_map(|word| host_frames(slot, *word)));
         }
-        let _changes = lock(&self.changes);
-        if let Some(second) = self.second.get(slot.id.address_space()) {
-            for word in words {
-                let first = slot.base_gfn.number() + word.index as u64 * 64;
-                second.protect_word(Gfn::new(first), word.mask);
-            }
+        let Some(second) = self.second.get(slot.id.address_space()) else {
+            return;
+        };
+        let mut spare = Spare::new();
+        let changes = lock(&self.changes);
+        for word in words {
+            let first = slot.base_gfn.number() + word.index as u64 * 64;
+            second.protect_word(Gfn::new(first), word.mask, &mut spare);
         }
+        drop(changes);
+        second.return_spare(&mut spare);
     }
 }
 
@@ -56,25 +61,41 @@ impl Mmu {
             return;
         };
         match (old.logs_dirty(), new.logs_dirty()) {
+            // Nothing is to be noticed before pages are reported, and protected then.
+            (false, true) if starts_all_dirty(new) => {}
             (false, true) => {
                 let mut spare = Spare::new();
                 let changes = lock(&self.changes);
-                if starts_all_dirty(new) {
-                    second.split(frames(new), &mut spare);
-                } else {
-                    second.protect(frames(new), &mut spare);
-                }
+                second.protect(frames(new), &mut spare);
                 drop(changes);
                 second.return_spare(&mut spare);
                 self.flush_vcpus();
             }
             (true, false) => {
                 self.change_and_recycle(second, |unlinked| {
-                    second.collapse(&frames(new), unlinked);
+                    for frames in self.could_be_large(new) {
+                        second.collapse(&frames, unlinked);
+                    }
                 });
             }
             _ => {}
         }
+    }
+
+    /// The frames of a slot that large entries may map.
+    fn could_be_large(&self, slot: &Slot) -> Vec<Frames> {
+        if self.config.large_pages == LargePages::OfSlot {
+            return vec![frames(slot)];
+        }
+        let bytes = slot.npages << PageSize::Size4K.shift();
+        let Some(range) = HvaRange::new(slot.hva, bytes) else {
+            return Vec::new();
+        };
+        let first = slot.hva.frame().number();
+        let base = slot.base_gfn.number();
+        let frame = |hva: Hva| base + (hva.frame().number() - first);
+        let huge = pagemap::huge_ranges(range).into_iter();
+        huge.map(|r| frame(r.start())..frame(r.end())).collect()
     }
 
     /// Shadow tables are made anew after a change of slots, as in kvm.ko.
@@ -110,12 +131,16 @@ impl Mmu {
                 let gfn = Gfn::new(slot.base_gfn.number().wrapping_add(page.offset));
                 shadow.refuse_writes(slot.hva_of(gfn).map(Hva::frame));
             }
-            let _changes = lock(&self.changes);
             let second = self.second.get(id.address_space());
             if let (Some(second), Some(slot)) = (second, slot)
                 && page.offset < slot.npages
             {
-                second.protect_word(Gfn::new(slot.base_gfn.number() + page.offset), 1);
+                let gfn = Gfn::new(slot.base_gfn.number() + page.offset);
+                let mut spare = Spare::new();
+                let changes = lock(&self.changes);
+                second.protect_word(gfn, 1, &mut spare);
+                drop(changes);
+                second.return_spare(&mut spare);
             }
         }
     }

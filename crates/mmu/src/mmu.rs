@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use addr::{Gpa, Gva};
 use arc_swap::ArcSwapOption;
 use memory::access;
+use memory::ahead::Helper;
 use memory::dirty::DirtyRing;
 use memory::quiesce::{Domain, Participant, Requests};
 use memory::slot::{Listener, Slots};
@@ -16,6 +17,7 @@ use crate::nested::{SecondLevel, SecondLevelEntry};
 use crate::registers::Regime;
 use crate::shadow::{Shadow, ShadowEntry};
 use crate::stats::{ShadowStats, VcpuStats, VmStats};
+use crate::totals;
 use crate::working_set::Tracker;
 
 /// How a guest's address becomes a host pointer. The guest can't tell which it is.
@@ -35,6 +37,8 @@ pub enum PagingPath {
 pub struct MmuConfig {
     /// Which path.
     pub path: PagingPath,
+    /// What decides on large entries of the second level.
+    pub large_pages: LargePages,
     /// Guest physical addresses of at most so many bits get entries in the second level (31 to 52);
     /// what lies beyond is looked up in the memslots each time.
     pub max_phys_bits: u8,
@@ -46,10 +50,23 @@ impl Default for MmuConfig {
     fn default() -> Self {
         Self {
             path: PagingPath::Nested,
+            large_pages: LargePages::OfSlot,
             max_phys_bits: 46,
             shadow_pages: 8192,
         }
     }
+}
+
+/// What decides on the size of the second level's entries, where the memslot has room for a large one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LargePages {
+    /// The slot alone. The second level leads to host *virtual* addresses, which are contiguous
+    /// whatever frames the host has: fewest faults, smallest tables.
+    #[default]
+    OfSlot,
+    /// The host, too: only what it keeps in a huge frame gets a large entry, as in kvm.ko, whose page
+    /// statistics monitors and tests read. A huge page that the host makes later is not noticed.
+    OfHost,
 }
 
 /// A vCPU's ring, shared with whoever resets it.
@@ -72,6 +89,8 @@ pub struct Mmu {
     rings: Mutex<Vec<SharedRing>>,
     vcpus: Mutex<Vec<Arc<VcpuStats>>>,
     stats: VmStats,
+    /// Provides pages in front of writes.
+    pub(crate) helper: Helper,
     observed: AtomicBool,
     subscriber: ArcSwapOption<Box<dyn Subscriber>>,
     pub(crate) tracking: AtomicBool,
@@ -96,6 +115,7 @@ impl Mmu {
             rings: Mutex::default(),
             vcpus: Mutex::default(),
             stats: VmStats::default(),
+            helper: Helper::new(),
             observed: AtomicBool::new(false),
             subscriber: ArcSwapOption::empty(),
             tracking: AtomicBool::new(false),
@@ -263,6 +283,7 @@ impl Mmu {
     }
 
     pub(crate) fn register_vcpu(&self, stats: &Arc<VcpuStats>) {
+        totals::register(stats);
         let mut vcpus = lock(&self.vcpus);
         vcpus.retain(|v| Arc::strong_count(v) > 1);
         vcpus.push(Arc::clone(stats));

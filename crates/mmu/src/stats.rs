@@ -50,6 +50,8 @@ impl SharedCounter {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct VcpuStats {
+    /// Translations that the CPU asked for: its TLB had none.
+    pub tlb_fill: Counter,
     /// Translations that the path's tables couldn't answer (direct: all).
     pub pf_taken: Counter,
     /// Those that ended with an entry installed or changed.

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use addr::{Address, Gpa, Gva, Hva, PageSize};
-use memory::ahead::Ahead;
+use addr::{Gpa, Gva, Hva, PageSize};
+use memory::ahead::{Ahead, Look};
 use memory::dirty::{DirtyRing, RingError};
 use memory::quiesce::Participant;
 use memory::slot;
@@ -210,6 +210,7 @@ impl VcpuMmu {
     /// tables, marks the dirty log.
     #[inline]
     pub fn translate(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
+        self.stats.tlb_fill.increment();
         let mut answer = if self.roots.is_some() {
             self.translate_shadow(gva, access)
         } else {
@@ -236,14 +237,27 @@ impl VcpuMmu {
                     fill.tell_installed(Cause::TlbFill, page.gpa, &host);
                 }
                 let answer = translation(regime, access, &page, &host);
-                if access.is_write() && !fill.mmu.is_observed() {
-                    let left = host.size.bytes() - page.gpa.page_offset(host.size);
-                    let start = host.hva.align_down(PageSize::Size4K);
-                    self.ahead.written(start, left.next_multiple_of(4096));
+                if access.is_write()
+                    && !self.mmu.is_observed()
+                    && self.ahead.written(host.hva) == Look::Due
+                {
+                    self.look_ahead(page.gpa, host.hva);
                 }
                 Ok(answer)
             }
             Err(fault) => Err(left(&fill, fault)),
+        }
+    }
+
+    /// Has the host provide pages in front of a run of writes, as far as the slot goes.
+    #[cold]
+    fn look_ahead(&mut self, gpa: Gpa, hva: Hva) {
+        let gfn = gpa.frame();
+        if let Some(slot) = self.slots.find(gfn) {
+            let pages = slot.end_gfn().number() - gfn.number();
+            let left = pages << PageSize::Size4K.shift();
+            let mmu = &self.mmu;
+            self.ahead.look(hva, left, &mmu.helper, mmu.domain());
         }
     }
 

@@ -101,7 +101,7 @@ fn inherited(fd: c_int, number: u32, argument: Argument) -> Option<kvm::table::A
         Inherited::Foreign => Some(Err(kvm::Errno::EIO)),
         Inherited::System => {
             process::note_owner();
-            let adopted = kvm::fds::adopt_system(fd, &kvm::System::new(settings.paging));
+            let adopted = kvm::fds::adopt_system(fd, &kvm::System::new(settings.of_vms()));
             Some(adopted.and_then(|()| kvm::fds::ioctl(fd, number, argument).unwrap_or(Ok(0))))
         }
     }

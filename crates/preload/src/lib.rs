@@ -10,6 +10,7 @@
 //! | `access`, `stat` and their kin         | programs look whether there is a `/dev/kvm`            |
 //! | `ioctl`                                | the API                                                |
 //! | `mmap`                                 | what the kernel refuses of a vCPU's pages              |
+//! | `fallocate`                            | guest memory that the program can not map              |
 //! | `close`, `dup`, `fcntl`, `close_range` | the life of a descriptor of ours                       |
 //! | `sigaction`, `signal`                  | a handler waits until a call of ours has ended         |
 //! | `pthread_cancel`                       | it is a signal, too                                    |
@@ -30,6 +31,7 @@
     reason = "C entry points that take the calling program's pointers as the C library would"
 )]
 
+mod allocation;
 mod bpf;
 mod control;
 mod descriptors;

@@ -37,7 +37,7 @@ fn open_system(settings: Settings, flags: c_int) -> c_int {
         return fail(libc::EACCES);
     }
     process::note_owner();
-    match kvm::fds::open_system(&kvm::System::new(settings.paging)) {
+    match kvm::fds::open_system(&kvm::System::new(settings.of_vms())) {
         Ok(fd) => {
             if flags & libc::O_CLOEXEC == 0 {
                 // SAFETY: a new descriptor of ours, made close-on-exec.

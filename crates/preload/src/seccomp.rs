@@ -139,8 +139,10 @@ pub(crate) unsafe fn refuses(number: c_long, args: [c_long; 6]) -> Option<c_int>
         Some(program) => unsafe { forbids(program as *const Program) },
         None => vec!["all but read, write and exit"],
     };
-    // Fault-ahead and the control socket make calls that are not on the list.
+    // Fault-ahead, looks at the host's pages and the control socket make calls that are not on the
+    // list.
     memory::ahead::forbid();
+    memory::pagemap::forbid_scans();
     control::give_up();
     if forbidden.is_empty() {
         return None;

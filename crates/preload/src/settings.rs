@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use kvm::PagingPath;
+use kvm::{LargePages, PagingPath};
 
 /// Whose KVM the program gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +57,16 @@ impl Settings {
             }
         }
         settings
+    }
+
+    /// How VMs of ours work.
+    pub(crate) fn of_vms(self) -> kvm::Settings {
+        kvm::Settings {
+            paging: self.paging,
+            // Programs read the page statistics, and know what to expect of the kernel's.
+            large_pages: LargePages::OfHost,
+            ..kvm::Settings::default()
+        }
     }
 
     /// Whether calls are to be timed.

@@ -1,5 +1,6 @@
-//! `--stats`: how often each call was made and how long it took, and what `KVM_RUN` came back for,
-//! when the program ends.
+//! `--stats`: how often each call was made and how long it took, what `KVM_RUN` came back for, and the
+//! faults and TLB fills of all vCPUs (of ours; the kernel keeps its own with the VM), when the program
+//! ends.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -40,6 +41,14 @@ pub(crate) fn count_exit(reason: u32) {
     *exits.entry(reason).or_default() += 1;
 }
 
+/// What vCPUs of ours met on the way from guest addresses to host ones.
+fn print_translations(text: &mut String) {
+    for (name, count) in kvm::totals().into_iter().filter(|(_, count)| *count > 0) {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{name:<36} {count:>12}");
+    }
+}
+
 fn print_exits(text: &mut String) {
     let exits = EXITS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rows: Vec<_> = exits.iter().collect();
@@ -74,6 +83,7 @@ extern "C" fn print() {
         );
     }
     print_exits(&mut text);
+    print_translations(&mut text);
     // Nobody to tell where it fails.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -14,7 +14,7 @@ use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 
 use kvm::signals::Call;
 
-use crate::{descriptors, fail, ioctl, mapping, open, seccomp};
+use crate::{allocation, descriptors, fail, ioctl, mapping, open, seccomp};
 
 /// The C library's `syscall`; variadic there.
 ///
@@ -72,6 +72,7 @@ unsafe fn ours(number: c_long, args: [c_long; 6]) -> Option<c_long> {
                 let at = mapping::mmap(a as *mut _, b as usize, int(c), int(d), int(e), f);
                 return Some(at as c_long);
             }
+            libc::SYS_fallocate => allocation::ours(int(a), int(b), c, d)?,
             libc::SYS_prctl | libc::SYS_seccomp => seccomp::refuses(number, args)?,
             _ => return None,
         }

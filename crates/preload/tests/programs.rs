@@ -99,6 +99,11 @@ fn memory_that_changes_under_a_running_vcpu() {
 }
 
 #[test]
+fn memory_that_the_program_can_not_reach() {
+    passes("protected");
+}
+
+#[test]
 fn a_library_that_is_loaded_later() {
     passes("loaded");
 }
@@ -134,6 +139,28 @@ fn the_trace_decodes_calls_and_exits() {
         return;
     };
     let trace = String::from_utf8_lossy(&output.stderr);
+    shows_calls_and_exits(&trace);
+    // What became of the guest's addresses: TLB fills, and faults that installed an entry.
+    for counter in ["tlb_fill  ", "pf_taken  ", "pf_fixed  "] {
+        assert!(trace.contains(counter), "no {counter} in:\n{trace}");
+    }
+}
+
+#[test]
+fn the_kernels_own_kvm_is_traced_the_same_way() {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        assert!(std::env::var_os("REQUIRE_KVM").is_none(), "/dev/kvm: {error}");
+        println!("SKIPPED: trace of the kernel's KVM: /dev/kvm: {error}");
+        return;
+    }
+    if let Some(output) = run("handlers", "accel=kvm,trace,stats") {
+        let trace = String::from_utf8_lossy(&output.stderr);
+        shows_calls_and_exits(&trace);
+        assert!(!trace.contains("tlb_fill"), "no vCPU of ours ran");
+    }
+}
+
+fn shows_calls_and_exits(trace: &str) {
     for part in [
         "KVM_CREATE_VM, 0) = ",
         "KVM_SET_USER_MEMORY_REGION, {slot 0x0",

@@ -9,6 +9,7 @@ use super::enter;
 use super::frame::{HostTrap, Window};
 use super::memory::{Resolved, privilege_of};
 use super::segments::{bad_address, checked, is_canonical, segment};
+use super::tlb::{FRESH_RUN, LONGEST_RUN};
 use super::vcpu::{BlockLength, Vcpu};
 use crate::state::gpr::{RCX, RDI, RSI, RSP};
 use crate::system::{self, Abort, Next};
@@ -212,9 +213,13 @@ impl Vcpu {
         let low = Gva::new(self.frame().tmp[2]);
         let view = self.context.mode.view();
         let extent = u64::from(miss.extent);
-        let mut run = self.view().tlb().run(view, low, extent, miss.writes);
+        let writes = miss.writes;
+        let mut run = self
+            .view()
+            .tlb()
+            .run(view, low, extent, writes, LONGEST_RUN);
         if run.is_none() && self.fill_for(low, miss) {
-            run = self.view().tlb().run(view, low, extent, miss.writes);
+            run = self.view().tlb().run(view, low, extent, writes, FRESH_RUN);
         }
         let Some(run) = run else {
             return Then::Retry;

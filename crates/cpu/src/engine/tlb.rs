@@ -27,7 +27,10 @@ use super::frame::{InlineTlb, TLB_ENTRIES, View, XTLB_ENTRIES};
 /// A tag that no page number cancels.
 const NEVER: u64 = 1;
 /// Pages that a run has at most on each side.
-const LONGEST_RUN: u64 = 512;
+pub(crate) const LONGEST_RUN: u64 = 512;
+/// How far it looks from a page that has only now been filled: a stream that meets one new page after
+/// another asks again at each, and would look at the same pages behind it every time.
+pub(crate) const FRESH_RUN: u64 = 8;
 /// How many address spaces are put aside.
 const SPACES: usize = 16;
 
@@ -192,8 +195,16 @@ impl Tlb<'_> {
         (found == tag(page)).then(|| Hva::new(gva.raw().wrapping_add(tlb.addend[at])))
     }
 
-    /// The longest run of pages side by side, in the guest and in the host, around these bytes.
-    pub(crate) fn run(&self, view: View, gva: Gva, length: u64, writes: bool) -> Option<Run> {
+    /// The longest run of pages side by side, in the guest and in the host, around these bytes; at
+    /// most `reach` pages to either side.
+    pub(crate) fn run(
+        &self,
+        view: View,
+        gva: Gva,
+        length: u64,
+        writes: bool,
+        reach: u64,
+    ) -> Option<Run> {
         let tlb = &self.data[view as usize];
         let tags = if writes { &tlb.write } else { &tlb.read };
         let first = gva.frame().number();
@@ -205,8 +216,8 @@ impl Tlb<'_> {
         if !has(first) {
             return None;
         }
-        let above = (1..LONGEST_RUN).take_while(|n| has(first + n)).count() as u64;
-        let below = (1..LONGEST_RUN.min(first + 1)).take_while(|n| has(first - n));
+        let above = (1..reach).take_while(|n| has(first + n)).count() as u64;
+        let below = (1..reach.min(first + 1)).take_while(|n| has(first - n));
         let start = first - below.count() as u64;
         let found = (first + above + 1 - start) << 12;
         let offset = gva.raw() - (start << 12);

@@ -353,7 +353,13 @@ fn preference(
         Some("one-instruction") => BlockLength::OneInstruction,
         Some(other) => bail!("--debug {other}: there is `one-instruction`"),
     };
-    let user = |paging| Preference::User(user::Config { paging, blocks });
+    let user = |paging| {
+        Preference::User(user::Config {
+            paging,
+            blocks,
+            ..user::Config::default()
+        })
+    };
     let paging = match paging {
         None => None,
         Some("nested") => Some(PagingPath::Nested),

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use crate::argument::Argument;
 use crate::device::Device;
 use crate::errno::Errno;
+use crate::guest_memory::{self, GuestMemory};
 use crate::system::System;
 use crate::table::{Answer, Handler, Level, find};
 use crate::vcpu::Vcpu;
@@ -43,6 +44,8 @@ pub enum Object {
     Vcpu(Arc<Vcpu>),
     /// A device.
     Device(Arc<Device>),
+    /// Guest memory of a protected VM.
+    Memory(Arc<GuestMemory>),
 }
 
 impl Object {
@@ -51,7 +54,8 @@ impl Object {
             Object::System(_) => Level::System,
             Object::Vm(_) => Level::Vm,
             Object::Vcpu(_) => Level::Vcpu,
-            Object::Device(_) => Level::Device,
+            // Neither knows a call of its own where the other has one.
+            Object::Device(_) | Object::Memory(_) => Level::Device,
         }
     }
 }
@@ -114,6 +118,24 @@ pub fn open_device(device: &Arc<Device>) -> Result<RawFd, Errno> {
     register(memfd(DEVICE_NAME)?, Object::Device(Arc::clone(device)))
 }
 
+/// A descriptor for guest memory.
+pub fn open_memory(memory: &Arc<GuestMemory>) -> Result<RawFd, Errno> {
+    register(memory.name()?, Object::Memory(Arc::clone(memory)))
+}
+
+/// Whether there is a file of any kind.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    identity(fd).is_some()
+}
+
+/// `fallocate` on a descriptor; `None` where it is not one of guest memory.
+pub fn fallocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> Option<Result<(), Errno>> {
+    match find_object(fd)? {
+        Object::Memory(memory) => Some(memory.fallocate(mode, offset, len)),
+        _ => None,
+    }
+}
+
 /// What `fd` stands for; `None` for a descriptor that is not ours.
 pub fn find_object(fd: RawFd) -> Option<Object> {
     if is_known(fd) {
@@ -152,7 +174,7 @@ pub fn inherited(fd: RawFd) -> Option<Inherited> {
     if name == SYSTEM_NAME.to_bytes() {
         return Some(Inherited::System);
     }
-    let foreign = [VM_NAME, VCPU_NAME, DEVICE_NAME];
+    let foreign = [VM_NAME, VCPU_NAME, DEVICE_NAME, guest_memory::NAME];
     (foreign.iter().any(|known| name == known.to_bytes())).then_some(Inherited::Foreign)
 }
 
@@ -238,6 +260,7 @@ pub fn dispatch(object: &Object, request: u32, argument: Argument) -> Answer {
         Object::Vm(vm) => vm.shared().generation(),
         Object::Vcpu(vcpu) => vcpu.vm().generation(),
         Object::Device(device) => device.generation(),
+        Object::Memory(memory) => memory.generation(),
     };
     if born != generation() {
         return Err(Errno::EIO);

@@ -17,14 +17,17 @@ const CAP_CMCI: u64 = 1 << 10;
 /// `MCG_CAP`: software can recover.
 const CAP_SER: u64 = 1 << 24;
 /// What `KVM_X86_GET_MCE_CAP_SUPPORTED` answers.
-pub(crate) const SUPPORTED: u64 = CAP_CTL | CAP_SER;
+pub(crate) const SUPPORTED: u64 = CAP_CTL | CAP_CMCI | CAP_SER;
 
 const STATUS_VALID: u64 = 1 << 63;
 const STATUS_OVERFLOW: u64 = 1 << 62;
 const STATUS_UNCORRECTED: u64 = 1 << 61;
+/// Context corrupt, signalled by `#MC`, action required.
+const STATUS_SEVERE: u64 = 1 << 57 | 1 << 56 | 1 << 55;
 const MCG_IN_PROGRESS: u64 = 1 << 2;
 /// `MCi_CTL2`: interrupt enable and threshold.
-const CTL2_BITS: u64 = 1 << 30 | 0x7fff;
+const CTL2_BITS: u64 = CTL2_INTERRUPT | 0x7fff;
+const CTL2_INTERRUPT: u64 = 1 << 30;
 
 /// The registers of one vCPU.
 #[derive(Clone, Debug)]
@@ -54,6 +57,8 @@ impl Default for Banks {
 pub(crate) enum Raised {
     /// Only noted.
     Nothing,
+    /// The local APIC's interrupt for corrected machine checks.
+    CorrectedInterrupt,
     /// `#MC`.
     MachineCheck,
     /// The guest can't take it.
@@ -168,6 +173,9 @@ impl Banks {
         }
         let first = 4 * usize::from(mce.bank);
         let uncorrected = mce.status & STATUS_UNCORRECTED != 0;
+        if uncorrected && mce.mcg_status == 0 && mce.status & STATUS_SEVERE == 0 {
+            return Ok(self.note(mce));
+        }
         let reported = self.cap & CAP_CTL == 0 || self.ctl == !0;
         if uncorrected && (!reported || self.registers[first] != !0) {
             return Ok(Raised::Nothing);
@@ -187,6 +195,24 @@ impl Banks {
             self.log(first, mce);
         }
         Ok(Raised::Nothing)
+    }
+
+    /// An uncorrected error that asks for no action (SDM 3B, 16.6.3).
+    fn note(&mut self, mce: &kvm_x86_mce) -> Raised {
+        let bank = usize::from(mce.bank);
+        self.registers[4 * bank + 1..4 * bank + 4]
+            .copy_from_slice(&[mce.status, mce.addr, mce.misc]);
+        self.status = mce.mcg_status;
+        if self.has_cmci() && self.ctl2[bank] & CTL2_INTERRUPT != 0 {
+            Raised::CorrectedInterrupt
+        } else {
+            Raised::Nothing
+        }
+    }
+
+    /// Whether corrected machine checks interrupt.
+    pub(crate) fn has_cmci(&self) -> bool {
+        self.cap & CAP_CMCI != 0
     }
 
     fn log(&mut self, first: usize, mce: &kvm_x86_mce) {
@@ -225,9 +251,26 @@ mod tests {
 
     #[test]
     fn set_up_checks_its_argument() {
-        for bad in [0, 33, 1 | 1 << 40, 1 | CAP_CMCI] {
+        for bad in [0, 33, 1 | 1 << 40, 1 | 1 << 27] {
             assert_eq!(Banks::default().set_up(bad), Err(Errno::EINVAL), "{bad:#x}");
         }
+    }
+
+    #[test]
+    fn errors_without_action_interrupt_where_the_guest_asks_for_it() {
+        let mut banks = Banks::default();
+        banks.set_up(0xa | CAP_CMCI).unwrap();
+        let mce = kvm_x86_mce {
+            status: STATUS_VALID | STATUS_UNCORRECTED,
+            addr: 0x1000,
+            bank: 2,
+            ..Default::default()
+        };
+        assert_eq!(banks.inject(&mce, true), Ok(Raised::Nothing));
+        assert_eq!(banks.read(MC0_CTL + 10, Writer::Guest), Ok(0x1000));
+        let on = banks.write(MC0_CTL2 + 2, CTL2_INTERRUPT, Writer::Guest);
+        assert!(on.is_ok());
+        assert_eq!(banks.inject(&mce, true), Ok(Raised::CorrectedInterrupt));
     }
 
     #[test]

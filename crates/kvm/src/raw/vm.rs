@@ -4,8 +4,8 @@ use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    kvm_clear_dirty_log, kvm_clock_data, kvm_create_device, kvm_dirty_log, kvm_enable_cap,
-    kvm_msr_filter, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    KVM_CAP_MEMORY_ATTRIBUTES, kvm_clear_dirty_log, kvm_clock_data, kvm_create_device,
+    kvm_create_guest_memfd, kvm_dirty_log, kvm_enable_cap, kvm_memory_attributes, kvm_msr_filter, kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 
 use crate::argument::Argument;
@@ -25,6 +25,7 @@ macro_rules! set {
 set! {
     set_user_memory_region(kvm_userspace_memory_region): set_user_memory_region;
     set_user_memory_region2(kvm_userspace_memory_region2): set_user_memory_region2;
+    set_memory_attributes(kvm_memory_attributes): set_memory_attributes;
     get_dirty_log(kvm_dirty_log): get_dirty_log;
     clear_dirty_log(kvm_clear_dirty_log): clear_dirty_log;
     enable_cap(kvm_enable_cap): enable_cap;
@@ -50,9 +51,19 @@ pub(crate) fn create_vcpu(vm: &Arc<Vm>, argument: Argument) -> Answer {
     fds::open_vcpu(&vcpu).map(i64::from)
 }
 
+pub(crate) fn create_guest_memfd(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    let request: kvm_create_guest_memfd = argument.read()?;
+    let memory = vm.create_guest_memory(&request)?;
+    fds::open_memory(&memory).map(i64::from)
+}
+
 #[expect(clippy::unnecessary_wraps, reason = "a row of the table")]
-pub(crate) fn check_extension(_: &Arc<Vm>, argument: Argument) -> Answer {
-    Ok(i64::from(table::capability(argument.value())))
+pub(crate) fn check_extension(vm: &Arc<Vm>, argument: Argument) -> Answer {
+    let capability = argument.value();
+    if capability == u64::from(KVM_CAP_MEMORY_ATTRIBUTES) && !vm.is_protected() {
+        return Ok(0);
+    }
+    Ok(i64::from(table::capability(capability)))
 }
 
 pub(crate) fn set_nr_mmu_pages(vm: &Arc<Vm>, argument: Argument) -> Answer {

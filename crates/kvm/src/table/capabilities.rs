@@ -228,11 +228,11 @@ caps! {
     KVM_CAP_VM_DISABLE_NX_HUGE_PAGES = NO, Absent("works round a fault of hardware that is not used");
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL = mask(DIRTY_RING_MAX), Full;
     KVM_CAP_PMU_EVENT_MASKED_EVENTS = NO, Absent("no PMU");
-    KVM_CAP_USER_MEMORY2 = YES, As("as without CONFIG_KVM_PRIVATE_MEM: no KVM_MEM_GUEST_MEMFD");
+    KVM_CAP_USER_MEMORY2 = YES, Full;
     KVM_CAP_MEMORY_FAULT_INFO = YES, Full;
-    KVM_CAP_MEMORY_ATTRIBUTES = NO, Absent("no private memory");
-    KVM_CAP_GUEST_MEMFD = NO, Absent("no private memory");
-    KVM_CAP_VM_TYPES = mask(1 << kb::KVM_X86_DEFAULT_VM), Full;
+    KVM_CAP_MEMORY_ATTRIBUTES = mask(kb::KVM_MEMORY_ATTRIBUTE_PRIVATE), Partial("no dirty log of a slot that has both kinds");
+    KVM_CAP_GUEST_MEMFD = YES, Partial("read, write and mmap are refused with EBADF, EPERM and ENODEV");
+    KVM_CAP_VM_TYPES = mask(1 << kb::KVM_X86_DEFAULT_VM | 1 << kb::KVM_X86_SW_PROTECTED_VM), Full;
     KVM_CAP_PRE_FAULT_MEMORY = YES, Full;
     KVM_CAP_X86_APIC_BUS_CYCLES_NS = YES, Full;
     KVM_CAP_X86_GUEST_MODE = YES, Full;

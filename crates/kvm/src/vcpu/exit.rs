@@ -178,10 +178,10 @@ impl RunPage {
     }
 
     /// `KVM_EXIT_MEMORY_FAULT`, with the errno `EFAULT`.
-    pub(super) fn put_memory_fault(&self, fault: &HostFault) {
+    pub(super) fn put_memory_fault(&self, fault: &HostFault, flags: u32) {
         self.set_reason(kb::KVM_EXIT_MEMORY_FAULT);
         let gpa = fault.gpa.map_or(!0, |gpa| gpa.raw() & !0xfff);
-        field!(self, __bindgen_anon_1.memory_fault.flags = 0);
+        field!(self, __bindgen_anon_1.memory_fault.flags = u64::from(flags));
         field!(self, __bindgen_anon_1.memory_fault.gpa = gpa);
         field!(self, __bindgen_anon_1.memory_fault.size = 4096);
     }

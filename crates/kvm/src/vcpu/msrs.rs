@@ -11,6 +11,8 @@ use super::machine::Life;
 use super::{Inner, Vcpu};
 use crate::clock::scale::Ratio;
 use crate::errno::Errno;
+use crate::irqchip::apic::Cmci;
+use crate::irqchip::apic::registers::reg;
 use crate::msr::mce::Raised;
 use crate::msr::{Bus, Refused, View, Writer, index};
 use crate::vm::{possible_khz, scaling};
@@ -123,7 +125,16 @@ impl Vcpu {
 
     /// `KVM_X86_SETUP_MCE`.
     pub fn set_up_mce(&self, cap: u64) -> Result<(), Errno> {
-        self.lock().machine.msrs.mce.set_up(cap)
+        let mut inner = self.lock();
+        inner.machine.msrs.mce.set_up(cap)?;
+        if let Some(lapic) = self.lapic() {
+            lapic.set_cmci(if inner.machine.msrs.mce.has_cmci() {
+                Cmci::Present
+            } else {
+                Cmci::Absent
+            });
+        }
+        Ok(())
     }
 
     /// `KVM_X86_SET_MCE`.
@@ -134,6 +145,11 @@ impl Vcpu {
         let events = &mut inner.core.state_mut().events;
         match raised {
             Raised::Nothing => {}
+            Raised::CorrectedInterrupt => {
+                if let Some(lapic) = self.lapic() {
+                    lapic.deliver_local(reg::LVTCMCI);
+                }
+            }
             Raised::TripleFault => events.triple_fault = true,
             Raised::MachineCheck => {
                 events.exception = Some(cpu::Exception {

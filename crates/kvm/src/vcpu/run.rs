@@ -16,7 +16,7 @@
 
 use std::sync::Arc;
 
-use cpu::{Exit, IoDirection};
+use cpu::{Exit, HostFault, IoDirection};
 use kvm_bindings as kb;
 use x86::rflags;
 
@@ -360,7 +360,7 @@ impl Vcpu {
             Exit::InternalError(error) => page.put_internal_error(error),
             Exit::FailEntry { reason } => page.put_fail_entry(*reason),
             Exit::HostFault(fault) => {
-                page.put_memory_fault(fault);
+                page.put_memory_fault(fault, self.memory_fault_flags(fault));
                 return Err(Errno::EFAULT);
             }
             Exit::Halt | Exit::Shutdown | Exit::InterruptWindow => {
@@ -371,6 +371,17 @@ impl Vcpu {
             }
         }
         Ok(Step::Leave)
+    }
+
+    /// Which of its two memories the guest meant.
+    fn memory_fault_flags(&self, fault: &HostFault) -> u32 {
+        let slots = self.vm().slots().snapshot(0);
+        let private = fault.gpa.is_some_and(|gpa| slots.is_private(gpa.frame()));
+        if private {
+            kb::KVM_MEMORY_EXIT_FLAG_PRIVATE
+        } else {
+            0
+        }
     }
 
     /// Writes the guest's clock page anew.

@@ -1,15 +1,22 @@
 //! Memory slots and dirty logs, as the ioctls give them.
 
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
 use ::memory::access;
-use ::memory::slot::{ClearLog, ManualProtect, Region};
-use addr::{Gpa, Hva};
+use ::memory::slot::{ClearLog, Inside, ManualProtect, Region};
+use addr::{Gpa, Hva, PageSize};
 use kvm_bindings::{
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_clear_dirty_log, kvm_dirty_log,
+    KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    kvm_clear_dirty_log, kvm_create_guest_memfd, kvm_dirty_log, kvm_memory_attributes,
     kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 
+use super::protected::Source;
 use super::{Shared, Vm};
 use crate::errno::Errno;
+use crate::fds::{self, Object};
+use crate::guest_memory::GuestMemory;
 
 /// Least argument of `KVM_SET_NR_MMU_PAGES`.
 const MIN_MMU_PAGES: u64 = 64;
@@ -43,23 +50,73 @@ impl Vm {
         })
     }
 
-    /// `KVM_SET_USER_MEMORY_REGION2`: there is no guest memory in a file descriptor of KVM's own,
-    /// so its flag is unknown.
+    /// `KVM_SET_USER_MEMORY_REGION2`: also with private memory, in a protected VM.
     pub fn set_user_memory_region2(
         &self,
         region: &kvm_userspace_memory_region2,
     ) -> Result<(), Errno> {
-        self.set_region(Region {
+        let asked = Region {
             slot: region.slot,
             flags: region.flags,
             gpa: Gpa::new(region.guest_phys_addr),
             size: region.memory_size,
             hva: Hva::new(region.userspace_addr),
-        })
+        };
+        let Some(protected) = &self.shared.protected else {
+            return self.set_region(asked);
+        };
+        let private = region.flags & KVM_MEM_GUEST_MEMFD != 0;
+        let known = if private {
+            KVM_MEM_GUEST_MEMFD
+        } else {
+            KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+        };
+        if region.flags & !known != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let source = (private && region.memory_size != 0)
+            .then(|| private_source(region))
+            .transpose()?;
+        protected.set_region(&self.shared, &asked, source)
+    }
+
+    /// `KVM_SET_MEMORY_ATTRIBUTES`.
+    pub fn set_memory_attributes(&self, asked: &kvm_memory_attributes) -> Result<(), Errno> {
+        const PRIVATE: u64 = KVM_MEMORY_ATTRIBUTE_PRIVATE as u64;
+        let known = match self.shared.protected {
+            Some(_) => PRIVATE,
+            None => 0,
+        };
+        let page = PageSize::Size4K.bytes();
+        let end = asked.address.checked_add(asked.size).ok_or(Errno::EINVAL)?;
+        let aligned = asked.address.is_multiple_of(page) && asked.size.is_multiple_of(page);
+        if asked.flags != 0 || asked.attributes & !known != 0 || asked.size == 0 || !aligned {
+            return Err(Errno::EINVAL);
+        }
+        let Some(protected) = &self.shared.protected else {
+            return Ok(());
+        };
+        let inside = match asked.attributes & PRIVATE {
+            0 => Inside::No,
+            _ => Inside::Yes,
+        };
+        protected.set_private(&self.shared, &(asked.address / page..end / page), inside)
+    }
+
+    /// `KVM_CREATE_GUEST_MEMFD`.
+    pub fn create_guest_memory(
+        &self,
+        request: &kvm_create_guest_memfd,
+    ) -> Result<Arc<GuestMemory>, Errno> {
+        GuestMemory::new(&self.shared, request)
     }
 
     fn set_region(&self, region: Region) -> Result<(), Errno> {
+        if let Some(protected) = &self.shared.protected {
+            return protected.set_region(&self.shared, &region, None);
+        }
         let changed = self.shared.slots.set_region(&region);
+        self.shared.refresh_stats();
         changed.map(drop).map_err(|error| Errno(error.errno()))
     }
 
@@ -67,6 +124,7 @@ impl Vm {
     pub fn get_dirty_log(&self, log: &kvm_dirty_log) -> Result<(), Errno> {
         let into = Hva::new(bitmap_of(log));
         let done = self.shared.slots.get_dirty_log(log.slot, into);
+        self.shared.refresh_stats();
         done.map_err(|error| Errno(error.errno()))
     }
 
@@ -85,6 +143,7 @@ impl Vm {
             bitmap: Hva::new(clear_bitmap_of(log)),
         };
         let done = self.shared.slots.clear_dirty_log(&clear);
+        self.shared.refresh_stats();
         done.map_err(|error| Errno(error.errno()))
     }
 
@@ -136,6 +195,22 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         Ok(())
+    }
+}
+
+/// The private memory that a region names.
+fn private_source(region: &kvm_userspace_memory_region2) -> Result<Source, Errno> {
+    let offset = region.guest_memfd_offset;
+    let aligned = offset.is_multiple_of(PageSize::Size4K.bytes());
+    if !aligned || offset.checked_add(region.memory_size).is_none() {
+        return Err(Errno::EINVAL);
+    }
+    let fd = RawFd::try_from(region.guest_memfd).map_err(|_| Errno::EBADF)?;
+    match fds::find_object(fd) {
+        Some(Object::Memory(memory)) => Ok(Source { memory, offset }),
+        Some(_) => Err(Errno::EINVAL),
+        None if fds::is_open(fd) => Err(Errno::EINVAL),
+        None => Err(Errno::EBADF),
     }
 }
 

@@ -11,6 +11,7 @@ mod clock;
 mod hold;
 mod interrupts;
 mod memory;
+mod protected;
 mod tsc;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -39,6 +40,7 @@ use crate::vcpu::{RunPage, Vcpu};
 use cpu::CodeMap;
 use mmu::{Mmu, MmuConfig, PagingPath};
 
+use protected::Protected;
 use tsc::TscLine;
 
 /// One address space: there is no system management mode.
@@ -58,6 +60,15 @@ pub struct Features {
     pub exception_payload: bool,
     /// `KVM_CAP_X86_TRIPLE_FAULT_EVENT`.
     pub triple_fault_event: bool,
+}
+
+/// The type of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `KVM_X86_DEFAULT_VM`.
+    Default,
+    /// `KVM_X86_SW_PROTECTED_VM`.
+    Protected,
 }
 
 /// What vCPUs need of their VM.
@@ -98,6 +109,8 @@ pub struct Shared {
     stats: StatsFile,
     tsc: Mutex<TscLine>,
     tsc_khz: AtomicU32,
+    /// The slots of a protected VM.
+    protected: Option<Protected>,
 }
 
 /// What a change of the VM's shape looks at.
@@ -116,7 +129,7 @@ pub struct Vm {
 }
 
 impl Shared {
-    fn new(settings: Settings) -> Result<Self, Errno> {
+    fn new(settings: Settings, kind: Kind) -> Result<Self, Errno> {
         let domain = Domain::new();
         let khz = host_tsc_khz();
         let slots = Slots::new(Arc::clone(&domain), SLOTS);
@@ -131,6 +144,7 @@ impl Shared {
                 &slots,
                 MmuConfig {
                     path: settings.paging,
+                    large_pages: settings.large_pages,
                     ..MmuConfig::default()
                 },
             ),
@@ -154,6 +168,7 @@ impl Shared {
             stats: StatsFile::default(),
             tsc: Mutex::default(),
             tsc_khz: AtomicU32::new(khz),
+            protected: (kind == Kind::Protected).then(Protected::default),
         })
     }
 
@@ -290,12 +305,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Vm {
     /// A VM without memory and vCPUs.
-    pub(crate) fn new(settings: Settings) -> Result<Self, Errno> {
+    pub(crate) fn new(settings: Settings, kind: Kind) -> Result<Self, Errno> {
         Ok(Self {
-            shared: Arc::new(Shared::new(settings)?),
+            shared: Arc::new(Shared::new(settings, kind)?),
             shape: RwLock::default(),
             quirks: AtomicU64::new(0),
         })
+    }
+
+    /// Whether its memory may be private.
+    pub fn is_protected(&self) -> bool {
+        self.shared.protected.is_some()
     }
 
     /// What it shares with its vCPUs.

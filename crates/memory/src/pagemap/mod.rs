@@ -18,6 +18,7 @@ mod entry;
 mod flags;
 mod huge;
 mod maps;
+mod scan;
 
 use std::fs::File;
 use std::io;
@@ -28,6 +29,7 @@ use addr::{Frame, Hfn, Hva, HvaRange, Pfn};
 pub use entry::{FrameNumber, PageEntry, PageState};
 pub use flags::PageFlags;
 pub use maps::{Device, Mapping, Permissions};
+pub use scan::{forbid_scans, huge_page_at, huge_ranges};
 
 /// Why a process can't be looked into.
 #[derive(Debug, thiserror::Error)]

@@ -26,8 +26,10 @@
 //! One mutex per [`Slots`] orders the writers; it is held during all six steps. A participant never
 //! takes it while inside guest mode (the writer waits for it to leave). Readers take none.
 
+mod frames;
 mod log;
 mod region;
+mod replace;
 mod table;
 
 use std::fmt;
@@ -37,6 +39,7 @@ use addr::{Address, Frame, Gfn, Gpa, GpaRange, Hva, PageSize};
 
 use crate::dirty::{DirtyBitmap, DirtyWord};
 
+pub use frames::{FrameSet, Inside};
 pub use log::{ClearLog, DirtyLogError, ManualProtect};
 pub use region::{Change, Region, SlotError, Slots, SlotsConfig};
 pub use table::{Reader, Table};

@@ -214,6 +214,10 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    pub(super) fn next_generation(&self) -> u64 {
+        self.generation + 1
+    }
+
     pub(super) fn for_each_listener(&self, mut f: impl FnMut(&dyn Listener)) {
         for listener in self.listeners.iter().filter_map(Weak::upgrade) {
             f(&*listener);
@@ -310,7 +314,7 @@ impl Slots {
     }
 
     /// The checks that need no table.
-    fn check(&self, region: &Region) -> Result<(), SlotError> {
+    pub(super) fn check(&self, region: &Region) -> Result<(), SlotError> {
         let Region {
             slot,
             flags,
@@ -404,7 +408,7 @@ impl Slots {
     }
 
     /// Gives the slot its dirty bitmap: the old one where there was one.
-    fn with_log(
+    pub(super) fn with_log(
         &self,
         writer: &Writer,
         mut new: Slot,
@@ -428,22 +432,38 @@ impl Slots {
 
     fn commit(&self, writer: &mut Writer, id: SlotId, change: &Change) -> Result<(), SlotError> {
         prepare(writer, change).map_err(|OutOfMemory| SlotError::OutOfMemory { slot: id.raw() })?;
-        writer.generation += 1;
         let place = &self.tables[id.address_space()];
-        let mut table = place.load().with_generation(writer.generation);
+        let mut table = place.load().with_generation(writer.next_generation());
         if let Some(old) = change.old() {
             table.remove(old.base_gfn);
-            writer.bases.remove(&id);
         }
         if let Some(new) = change.new_slot() {
             table.insert(new.clone());
-            writer.bases.insert(id, new.base_gfn);
         }
-        place.store(Arc::new(table));
-        writer.for_each_listener(|l| l.published(change));
-        self.flush();
-        writer.for_each_listener(|l| l.settled(change));
+        let changes = std::slice::from_ref(change);
+        self.publish(writer, id.address_space(), table, changes);
         Ok(())
+    }
+
+    /// A table that is the present one after these changes becomes the present one.
+    pub(super) fn publish(
+        &self,
+        writer: &mut Writer,
+        address_space: usize,
+        table: Table,
+        changes: &[Change],
+    ) {
+        writer.generation = table.generation();
+        for old in changes.iter().filter_map(Change::old) {
+            writer.bases.remove(&old.id);
+        }
+        for new in changes.iter().filter_map(Change::new_slot) {
+            writer.bases.insert(new.id, new.base_gfn);
+        }
+        self.tables[address_space].store(Arc::new(table));
+        writer.for_each_listener(|l| changes.iter().for_each(|c| l.published(c)));
+        self.flush();
+        writer.for_each_listener(|l| changes.iter().for_each(|c| l.settled(c)));
     }
 
     /// Waits until no vCPU uses a translation from before.
@@ -474,7 +494,7 @@ impl Slots {
     }
 }
 
-fn prepare(writer: &Writer, change: &Change) -> Result<(), OutOfMemory> {
+pub(super) fn prepare(writer: &Writer, change: &Change) -> Result<(), OutOfMemory> {
     let mut result = Ok(());
     writer.for_each_listener(|l| result = result.and_then(|()| l.prepare(change)));
     result
@@ -482,7 +502,7 @@ fn prepare(writer: &Writer, change: &Change) -> Result<(), OutOfMemory> {
 
 impl Slot {
     /// The slot that a checked region describes; `None` for one of no pages.
-    fn from_region(region: &Region) -> Option<Self> {
+    pub(super) fn from_region(region: &Region) -> Option<Self> {
         let npages = region.size >> PageSize::Size4K.shift();
         (npages != 0).then(|| Self {
             id: SlotId::new(region.slot),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use addr::Gfn;
 use arc_swap::{ArcSwap, Cache};
 
-use super::{Slot, Slots};
+use super::{FrameSet, Slot, Slots};
 
 /// Slots in one chunk, at most.
 const CAPACITY: usize = 64;
@@ -19,6 +19,8 @@ const CAPACITY: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     generation: u64,
+    /// Frames whose slots may not be what the guest reaches there.
+    private: Arc<FrameSet>,
     len: usize,
     /// The first frame of each chunk.
     firsts: Vec<u64>,
@@ -76,6 +78,15 @@ impl Table {
         self.position(gfn)
             .map(|p| self.at(p))
             .filter(|slot| slot.page_of(gfn).is_some())
+    }
+
+    /// Whether a frame is private: where no slot holds it, it is no device's, either.
+    pub fn is_private(&self, gfn: Gfn) -> bool {
+        self.private.contains(gfn.number())
+    }
+
+    pub(super) fn set_private(&mut self, private: Arc<FrameSet>) {
+        self.private = private;
     }
 
     /// All slots, by guest frame.

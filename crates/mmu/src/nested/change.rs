@@ -38,15 +38,18 @@ impl SecondLevel {
         self.change(&frames, Change::Protect, spare);
     }
 
-    /// Lets writes to some of 64 frames fault again: bit `n` of `mask` is frame `first + n`. These
-    /// frames are logged, so no large page maps them.
-    pub(crate) fn protect_word(&self, first: Gfn, mut mask: u64) {
+    /// Lets writes to some of 64 frames fault again: bit `n` of `mask` is frame `first + n`. A large
+    /// page that maps one is split: there are such where a log began with all pages marked.
+    pub(crate) fn protect_word(&self, first: Gfn, mut mask: u64, spare: &mut Spare) {
         let mut table: Option<(u64, TableRef)> = None;
         while mask != 0 {
             let gfn = Gfn::new(first.number() + u64::from(mask.trailing_zeros()));
             mask &= mask - 1;
             let block = gfn.number() >> frame_shift(2);
             if table.is_none_or(|(known, _)| known != block) {
+                if self.lookup(gfn).is_some_and(|mapped| mapped.level > 1) {
+                    self.split(gfn.number()..gfn.number() + 1, spare);
+                }
                 table = self
                     .cell_at(2, gfn)
                     .and_then(|cell| child(Entry(cell.load(Ordering::Acquire))))
@@ -58,8 +61,8 @@ impl SecondLevel {
         }
     }
 
-    /// Splits large pages that overlap `frames`: for a dirty log that begins with all pages dirty.
-    pub(crate) fn split(&self, frames: Frames, spare: &mut Spare) {
+    /// Splits large pages that overlap `frames`.
+    fn split(&self, frames: Frames, spare: &mut Spare) {
         self.change(&frames, Change::Split, spare);
     }
 

@@ -126,6 +126,17 @@ impl SecondLevel {
         }
     }
 
+    /// The level of the highest entry on the way to `gfn` that is no table.
+    pub(crate) fn first_missing(&self, gfn: Gfn) -> Level {
+        let mut level = ROOT_LEVEL;
+        let mut next = self.root_entry(gfn);
+        while let Some(table) = next.and_then(child) {
+            level -= 1;
+            next = (level > 1).then(|| Entry(table.cell(index(gfn, level)).load(Ordering::Acquire)));
+        }
+        level
+    }
+
     /// The entries on the way to `gfn`, from the root on.
     pub(crate) fn path_to(&self, gfn: Gfn) -> Vec<SecondLevelEntry> {
         let mut path = Vec::new();

@@ -2,29 +2,39 @@
 //! one call to the host, instead of by one fault each.
 //!
 //! A page fault of the host costs a few times what providing a page costs. Like the host's own
-//! read-ahead this bets that a run of consecutive pages goes on: with each `MADV_POPULATE_WRITE`
-//! (madvise(2)) at most as many pages are provided as the run was long, and never more than
-//! [`MOST`], so that a guest holds at most twice the pages that it wrote to. Nothing else tells the
-//! difference:
+//! read-ahead this bets that a run of consecutive pages goes on. At most as many pages are provided as
+//! the run was long, and never more than [`MOST`] (what one huge page would have taken), so that a
+//! guest holds at most twice the pages that it wrote to. A long run shares the work with a thread of
+//! its own ([`Helper`]). Nothing else tells the difference:
 //!
 //! - only private anonymous memory, whose fresh pages nobody sees but their count;
 //! - only if the page at hand is not there yet, so that memory in use is left alone;
+//! - only inside the memslot;
+//! - the host's limits hold: pages come from the same accounts as those of faults, and where there are
+//!   none left, the call fails and the guest's own write finds out;
 //! - never after [`forbid`]: a process that watches its faults (userfaultfd) would see more of them,
 //!   and one that forbade itself system calls may die of ours.
 
-#![expect(unsafe_code, reason = "mincore and madvise on the program's memory")]
+mod helper;
+mod host;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use addr::{Address, Hva, HvaRange};
+use addr::{Hva, HvaRange};
 
-use crate::pagemap::Pagemap;
+pub use helper::Helper;
+use host::{Kind, PAGE};
 
-/// Pages that one call provides at most: a writer may have to wait for a vCPU that is in it.
-const MOST: u64 = 256;
+use crate::quiesce::Domain;
+
+/// Pages that are provided at once at most: 2 MiB.
+const MOST: u64 = 512;
+/// Pages that a vCPU provides at once at most: a writer may have to wait for it.
+const OWN: u64 = 256;
 /// A run shorter than this is chance.
 const LEAST: u64 = 16;
-const PAGE: u64 = 4096;
+/// Fewer pages are not worth waking a thread.
+const SHARED: u64 = 128;
 
 static FORBIDDEN: AtomicBool = AtomicBool::new(false);
 
@@ -42,30 +52,35 @@ pub struct Ahead {
     run: u64,
     /// Pages below this number are settled.
     until: u64,
-    /// The last mapping looked up, and whether it is private anonymous memory.
+    /// The last mapping looked up.
     mapping: Option<(HvaRange, Kind)>,
 }
 
+/// Whether a write is one to look in front of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Anonymous,
-    Other,
+#[must_use]
+pub enum Look {
+    /// Call [`Ahead::look`].
+    Due,
+    /// Not here.
+    No,
 }
 
 impl Ahead {
-    /// The guest is about to write to the page of `hva`; `left` bytes from the page's start on are
-    /// the same slot's.
+    /// The guest is about to write to the page of `hva`.
     #[inline]
-    pub fn written(&mut self, hva: Hva, left: u64) {
+    pub fn written(&mut self, hva: Hva) -> Look {
         let page = hva.raw() / PAGE;
         if page != self.next {
             self.begin(page);
-            return;
+            return Look::No;
         }
         self.next = page + 1;
         self.run += 1;
         if self.run >= LEAST && page >= self.until {
-            self.look(page, left / PAGE);
+            Look::Due
+        } else {
+            Look::No
         }
     }
 
@@ -80,65 +95,57 @@ impl Ahead {
         }
     }
 
+    /// Provides pages from that of `hva` on, inside the `left` bytes from there that are the same
+    /// slot's. The caller is in guest mode.
     #[cold]
-    fn look(&mut self, page: u64, left: u64) {
+    pub fn look(&mut self, hva: Hva, left: u64, helper: &Helper, domain: &Domain) {
         if FORBIDDEN.load(Ordering::Relaxed) {
             self.until = u64::MAX;
             return;
         }
-        let pages = self.run.min(MOST).min(left);
+        let page = hva.raw() / PAGE;
         let start = Hva::new(page * PAGE);
-        self.until = page + MOST;
-        if pages > 1 && !is_resident(start) && self.kind(start, pages * PAGE) == Kind::Anonymous {
-            self.until = page + pages;
-            populate(start, pages * PAGE);
+        // Asked again after a while: memory in use is not asked for at each page.
+        self.until = page + OWN;
+        if host::is_resident(start) {
+            return;
         }
+        let pages = self.run.min(MOST).min(left / PAGE);
+        let pages = self.private_pages(start, pages);
+        if pages < 2 {
+            return;
+        }
+        self.until = page + pages;
+        // The thread gets the larger part: the guest also has to use the pages.
+        let own = if pages < SHARED { pages } else { pages * 2 / 5 };
+        let rest = pages - own;
+        if rest > 0 && helper.order(domain, page + own, rest).is_none() {
+            self.until = page + own;
+        }
+        host::populate(start, own * PAGE);
     }
 
-    /// What a range lies in; the answer for the last mapping is kept, for it hardly ever changes,
-    /// and then no harm is done.
-    fn kind(&mut self, start: Hva, len: u64) -> Kind {
-        let last = start.wrapping_add(len - 1);
-        let holds = |range: HvaRange| range.contains(start) && range.contains(last);
-        if let Some((range, kind)) = self.mapping
-            && holds(range)
-        {
-            return kind;
+    /// How many of the pages lie in one private mapping. The answer for the last mapping is kept, for
+    /// it hardly ever changes, and then no harm is done.
+    fn private_pages(&mut self, start: Hva, pages: u64) -> u64 {
+        if self.mapping.is_none_or(|(range, _)| !range.contains(start)) {
+            self.mapping = host::mapping(start);
         }
-        let found = Pagemap::of_self().and_then(|maps| maps.mapping(start));
-        let Some(mapping) = found.ok().flatten().filter(|m| holds(m.range)) else {
-            return Kind::Other;
-        };
-        let plain = !mapping.is_file() && !mapping.permissions.shared && mapping.permissions.write;
-        let kind = if plain { Kind::Anonymous } else { Kind::Other };
-        self.mapping = Some((mapping.range, kind));
-        kind
+        match self.mapping {
+            Some((range, Kind::Private)) if range.contains(start) => {
+                pages.min((range.end().raw() - start.raw()) / PAGE)
+            }
+            _ => 0,
+        }
     }
-}
-
-/// Whether the host has a page there.
-fn is_resident(page: Hva) -> bool {
-    let mut there = 0u8;
-    // SAFETY: reads no memory; writes one byte for one page.
-    let answer = unsafe { libc::mincore(page.raw() as *mut _, PAGE as usize, &raw mut there) };
-    answer != 0 || there & 1 != 0
-}
-
-fn populate(start: Hva, len: u64) {
-    // SAFETY: provides pages that a write would provide, and changes no contents. A host that can't
-    // (before Linux 5.14, or out of memory) leaves it to the write.
-    unsafe {
-        libc::madvise(
-            start.raw() as *mut _,
-            len as usize,
-            libc::MADV_POPULATE_WRITE,
-        )
-    };
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::quiesce::Requests;
     use crate::ram::{GuestRam, RamConfig, Thp};
 
     /// Memory of small pages that nobody has touched.
@@ -152,20 +159,43 @@ mod tests {
         let start = ram.range().start();
         let pages = 0..ram.size() / PAGE;
         pages
-            .filter(|page| is_resident(start.wrapping_add(page * PAGE)))
+            .filter(|page| host::is_resident(start.wrapping_add(page * PAGE)))
             .count() as u64
     }
 
     fn write_pages(ram: &GuestRam, pages: impl Iterator<Item = u64>) -> u64 {
-        let mut ahead = Ahead::default();
+        let mut writer = Writer::default();
         let mut count = 0;
         for page in pages {
             let hva = ram.range().start().wrapping_add(page * PAGE);
-            ahead.written(hva, ram.size() - page * PAGE);
+            writer.written(hva, ram.size() - page * PAGE);
             crate::access::store(hva, 1, 8).unwrap();
             count += 1;
         }
         count
+    }
+
+    /// A vCPU that writes, with all that it needs.
+    #[derive(Default)]
+    struct Writer {
+        ahead: Ahead,
+        helper: Helper,
+        domain: Arc<Domain>,
+    }
+
+    impl Writer {
+        fn written(&mut self, hva: Hva, left: u64) {
+            if self.ahead.written(hva) == Look::Due {
+                self.ahead.look(hva, left, &self.helper, &self.domain);
+            }
+        }
+    }
+
+    impl Drop for Writer {
+        fn drop(&mut self) {
+            // Counts afterwards are to find no order under way.
+            let _ = self.domain.request_and_wait(Requests::FLUSH_TLB, None);
+        }
     }
 
     /// Nobody may end fault-ahead while others try it.
@@ -196,10 +226,10 @@ mod tests {
     fn nothing_beyond_the_slot() {
         let _order = ORDER.lock().unwrap();
         let ram = fresh(4 << 20);
-        let mut ahead = Ahead::default();
+        let mut writer = Writer::default();
         for page in 0..64 {
             let hva = ram.range().start().wrapping_add(page * PAGE);
-            ahead.written(hva, (64 - page) * PAGE);
+            writer.written(hva, (64 - page) * PAGE);
             crate::access::store(hva, 1, 8).unwrap();
         }
         assert_eq!(resident(&ram), 64);
