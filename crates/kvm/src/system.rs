@@ -3,12 +3,13 @@
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, kvm_cpuid_entry2,
+    KVM_API_VERSION, KVM_CAP_SMALLER_MAXPHYADDR, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, kvm_cpuid_entry2,
 };
 
 use crate::cpuid::{self, XCR0};
 use crate::errno::Errno;
 use crate::msr::index;
+use crate::table;
 use crate::vm::{Kind, Vm};
 use cpu::BlockLength;
 use mmu::{LargePages, PagingPath};
@@ -22,6 +23,17 @@ pub struct Settings {
     pub large_pages: LargePages,
     /// How much code is translated at a time.
     pub blocks: BlockLength,
+}
+
+impl Settings {
+    /// `KVM_CHECK_EXTENSION` where the settings matter.
+    pub(crate) fn check_extension(self, capability: u64) -> i32 {
+        if capability == u64::from(KVM_CAP_SMALLER_MAXPHYADDR) {
+            // As kvm_amd's: programs take it for a word on how such faults come about.
+            return i32::from(self.paging == PagingPath::Shadow);
+        }
+        table::capability(capability)
+    }
 }
 
 impl From<PagingPath> for Settings {
@@ -62,6 +74,11 @@ impl System {
             _ => return Err(Errno::EINVAL),
         };
         Vm::new(self.settings, kind).map(Arc::new)
+    }
+
+    /// `KVM_CHECK_EXTENSION`.
+    pub fn check_extension(&self, capability: u64) -> i32 {
+        self.settings.check_extension(capability)
     }
 
     /// `KVM_GET_SUPPORTED_CPUID`.

@@ -142,6 +142,7 @@ impl VcpuStats {
     /// All counters by name: kvm.ko's, and those of the engine as `tb_…`.
     pub fn named(&self) -> Vec<(&'static str, u64)> {
         let mut all = vec![
+            ("tlb_fill", self.tlb_fill.get()),
             ("pf_taken", self.pf_taken.get()),
             ("pf_fixed", self.pf_fixed.get()),
             ("pf_spurious", self.pf_spurious.get()),

@@ -257,7 +257,10 @@ impl VcpuMmu {
             let pages = slot.end_gfn().number() - gfn.number();
             let left = pages << PageSize::Size4K.shift();
             let mmu = &self.mmu;
-            self.ahead.look(hva, left, &mmu.helper, mmu.domain());
+            let participant = self.participant.as_deref();
+            let wanted = || participant.is_some_and(Participant::has_requests);
+            self.ahead
+                .look(hva, left, &mmu.helper, mmu.domain(), wanted);
         }
     }
 

@@ -2,10 +2,13 @@
 
 use std::ffi::{CStr, c_int};
 
+use kvm::PagingPath;
+
+use crate::settings::Settings;
+
 /// Module, parameter, and what a read gives (kvm.ko's names; the values say what our KVM
 /// does).
 const PARAMETERS: &[(&str, &str, &str)] = &[
-    ("kvm", "tdp_mmu", "Y\n"),
     ("kvm", "eager_page_split", "Y\n"),
     ("kvm", "enable_pmu", "N\n"),
     ("kvm", "enable_vmware_backdoor", "N\n"),
@@ -19,6 +22,13 @@ const PARAMETERS: &[(&str, &str, &str)] = &[
     ("kvm_intel", "enable_apicv", "N\n"),
 ];
 
+/// Those by which programs ask for nested paging (kvm_amd's and kvm_intel's names).
+const NESTED: &[(&str, &str)] = &[
+    ("kvm", "tdp_mmu"),
+    ("kvm_amd", "npt"),
+    ("kvm_intel", "ept"),
+];
+
 /// A descriptor from which the parameter at `path` reads, if it is one.
 pub(crate) fn open(path: &CStr, flags: c_int) -> Option<c_int> {
     let (module, name) = path
@@ -26,6 +36,10 @@ pub(crate) fn open(path: &CStr, flags: c_int) -> Option<c_int> {
         .ok()?
         .strip_prefix("/sys/module/")?
         .split_once("/parameters/")?;
+    if NESTED.contains(&(module, name)) {
+        let nested = Settings::get().paging == PagingPath::Nested;
+        return memory_file(if nested { b"Y\n" } else { b"N\n" }, flags);
+    }
     let (_, _, value) = PARAMETERS
         .iter()
         .find(|(m, n, _)| *m == module && *n == name)?;

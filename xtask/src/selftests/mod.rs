@@ -74,7 +74,7 @@ pub(crate) fn main(options: &Options) -> Result<()> {
         let user = (options.on != On::Kvm)
             .then(|| run::on_user(&fourfold, &folder, &case, limit))
             .transpose()?;
-        let kvm = kernel
+        let kvm = (kernel && case.options.is_empty())
             .then(|| run::on_kernel(&folder, &case, limit))
             .transpose()?;
         let row = report::Row { case, user, kvm };

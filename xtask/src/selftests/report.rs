@@ -18,7 +18,9 @@ impl Row {
     pub(crate) fn is_failure(&self) -> bool {
         match self.user.as_ref().map(|o| &o.verdict) {
             None | Some(Verdict::Pass) => false,
-            Some(Verdict::Skip) => skip_reason(&self.case.test).is_none(),
+            Some(Verdict::Skip) => {
+                !self.case.options.is_empty() || skip_reason(&self.case.test).is_none()
+            }
             Some(Verdict::Fail(_) | Verdict::TimedOut) => true,
         }
     }

@@ -41,7 +41,9 @@ pub(crate) fn on_user(
 ) -> Result<Outcome> {
     let mut command = Command::new(fourfold);
     command
-        .args(["exec", "--accel", "user", "--"])
+        .args(["exec", "--accel", "user"])
+        .args(case.options)
+        .arg("--")
         .arg(folder.join(&case.test))
         .args(case.arguments);
     run(command, case, limit)

@@ -9,7 +9,7 @@ use crate::argument::Argument;
 use crate::errno::Errno;
 use crate::fds;
 use crate::system::System;
-use crate::table::{self, Answer};
+use crate::table::Answer;
 use crate::vcpu::MMAP_SIZE;
 
 /// Calls without an argument refuse one.
@@ -32,8 +32,8 @@ pub(crate) fn create_vm(system: &Arc<System>, argument: Argument) -> Answer {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a row of the table")]
-pub(crate) fn check_extension(_: &Arc<System>, argument: Argument) -> Answer {
-    Ok(i64::from(table::capability(argument.value())))
+pub(crate) fn check_extension(system: &Arc<System>, argument: Argument) -> Answer {
+    Ok(i64::from(system.check_extension(argument.value())))
 }
 
 pub(crate) fn get_vcpu_mmap_size(_: &Arc<System>, argument: Argument) -> Answer {

@@ -10,7 +10,7 @@ use kvm_bindings::{
 
 use crate::argument::Argument;
 use crate::fds;
-use crate::table::{self, Answer};
+use crate::table::Answer;
 use crate::vm::Vm;
 
 macro_rules! set {
@@ -63,7 +63,7 @@ pub(crate) fn check_extension(vm: &Arc<Vm>, argument: Argument) -> Answer {
     if capability == u64::from(KVM_CAP_MEMORY_ATTRIBUTES) && !vm.is_protected() {
         return Ok(0);
     }
-    Ok(i64::from(table::capability(capability)))
+    Ok(i64::from(vm.shared().settings().check_extension(capability)))
 }
 
 pub(crate) fn set_nr_mmu_pages(vm: &Arc<Vm>, argument: Argument) -> Answer {

@@ -19,18 +19,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::Thread;
 
-use addr::Hva;
-
-use super::host::{self, PAGE};
+use super::host;
 use crate::quiesce::{Domain, Kick, Participant, Requests};
 
 const IDLE: u32 = 0;
 const CLAIMED: u32 = 1;
 const ORDERED: u32 = 2;
 const BUSY: u32 = 3;
-
-/// Pages between two looks at whether somebody waits.
-const STEP: u64 = 64;
 
 /// The thread, for all vCPUs of one VM; started by the first order.
 pub struct Helper {
@@ -136,13 +131,7 @@ impl Shared {
     fn provide(&self, participant: &Participant) {
         let first = self.first.load(Ordering::Relaxed);
         let pages = self.pages.load(Ordering::Relaxed);
-        for done in (0..pages).step_by(STEP as usize) {
-            if participant.has_requests() {
-                return;
-            }
-            let start = Hva::new((first + done) * PAGE);
-            host::populate(start, (pages - done).min(STEP) * PAGE);
-        }
+        super::provide(first, pages, || participant.has_requests());
     }
 }
 
@@ -160,6 +149,9 @@ impl Kick for Shared {
 
 #[cfg(test)]
 mod tests {
+    use addr::Address;
+
+    use super::super::host::PAGE;
     use super::*;
     use crate::ram::{GuestRam, RamConfig, Thp};
 

@@ -3,8 +3,8 @@
 //!
 //! A page fault of the host costs a few times what providing a page costs. Like the host's own
 //! read-ahead this bets that a run of consecutive pages goes on. At most as many pages are provided as
-//! the run was long, and never more than [`MOST`] (what one huge page would have taken), so that a
-//! guest holds at most twice the pages that it wrote to. A long run shares the work with a thread of
+//! the run was long, and never more than [`MOST`] (two huge pages), so that a guest
+//! holds at most twice the pages that it wrote to. A long run shares the work with a thread of
 //! its own ([`Helper`]). Nothing else tells the difference:
 //!
 //! - only private anonymous memory, whose fresh pages nobody sees but their count;
@@ -27,10 +27,12 @@ use host::{Kind, PAGE};
 
 use crate::quiesce::Domain;
 
-/// Pages that are provided at once at most: 2 MiB.
-const MOST: u64 = 512;
-/// Pages that a vCPU provides at once at most: a writer may have to wait for it.
-const OWN: u64 = 256;
+/// Pages that are provided at once at most: 4 MiB.
+const MOST: u64 = 1024;
+/// Pages between two looks at whether somebody waits.
+const STEP: u64 = 128;
+/// Pages in use until the next look at whether they are.
+const SETTLED: u64 = 256;
 /// A run shorter than this is chance.
 const LEAST: u64 = 16;
 /// Fewer pages are not worth waking a thread.
@@ -96,9 +98,16 @@ impl Ahead {
     }
 
     /// Provides pages from that of `hva` on, inside the `left` bytes from there that are the same
-    /// slot's. The caller is in guest mode.
+    /// slot's. The caller is in guest mode, and stops when it is `wanted` elsewhere.
     #[cold]
-    pub fn look(&mut self, hva: Hva, left: u64, helper: &Helper, domain: &Domain) {
+    pub fn look(
+        &mut self,
+        hva: Hva,
+        left: u64,
+        helper: &Helper,
+        domain: &Domain,
+        wanted: impl Fn() -> bool,
+    ) {
         if FORBIDDEN.load(Ordering::Relaxed) {
             self.until = u64::MAX;
             return;
@@ -106,7 +115,7 @@ impl Ahead {
         let page = hva.raw() / PAGE;
         let start = Hva::new(page * PAGE);
         // Asked again after a while: memory in use is not asked for at each page.
-        self.until = page + OWN;
+        self.until = page + SETTLED;
         if host::is_resident(start) {
             return;
         }
@@ -117,12 +126,16 @@ impl Ahead {
         }
         self.until = page + pages;
         // The thread gets the larger part: the guest also has to use the pages.
-        let own = if pages < SHARED { pages } else { pages * 2 / 5 };
+        let own = if pages < SHARED {
+            pages
+        } else {
+            pages * 15 / 32
+        };
         let rest = pages - own;
         if rest > 0 && helper.order(domain, page + own, rest).is_none() {
             self.until = page + own;
         }
-        host::populate(start, own * PAGE);
+        provide(page, own, wanted);
     }
 
     /// How many of the pages lie in one private mapping. The answer for the last mapping is kept, for
@@ -140,9 +153,22 @@ impl Ahead {
     }
 }
 
+/// Provides pages from number `first` on, unless somebody waits for the caller.
+fn provide(first: u64, pages: u64, wanted: impl Fn() -> bool) {
+    for done in (0..pages).step_by(STEP as usize) {
+        if wanted() {
+            return;
+        }
+        let start = Hva::new((first + done) * PAGE);
+        host::populate(start, (pages - done).min(STEP) * PAGE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use addr::Address;
 
     use super::*;
     use crate::quiesce::Requests;
@@ -186,7 +212,8 @@ mod tests {
     impl Writer {
         fn written(&mut self, hva: Hva, left: u64) {
             if self.ahead.written(hva) == Look::Due {
-                self.ahead.look(hva, left, &self.helper, &self.domain);
+                self.ahead
+                    .look(hva, left, &self.helper, &self.domain, || false);
             }
         }
     }

@@ -64,12 +64,11 @@ impl FrameSet {
         let mut at = range.start;
         while at < range.end {
             let covering = self.last_before(at + 1).filter(|(_, last)| *last > at);
-            let (end, inside) = match covering {
-                Some((_, last)) => (last, Inside::Yes),
-                None => {
-                    let next = self.ranges.range(at..).next();
-                    (next.map_or(range.end, |(first, _)| *first), Inside::No)
-                }
+            let (end, inside) = if let Some((_, last)) = covering {
+                (last, Inside::Yes)
+            } else {
+                let next = self.ranges.range(at..).next();
+                (next.map_or(range.end, |(first, _)| *first), Inside::No)
             };
             let end = end.min(range.end);
             pieces.push((at..end, inside));

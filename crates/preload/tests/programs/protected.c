@@ -31,7 +31,7 @@ struct kvm_create_guest_memfd { uint64_t size, flags, reserved[6]; };
 #define SPOT 0x8000
 static struct guest g;
 
-// mov (SPOT), %al; out %al, $0x10; incb (SPOT); jmp back
+// mov (SPOT), %al; out %al, $0x10; incb (SPOT), when it is run again; jmp back
 static const uint8_t TOUCH[] = { 0xa0, 0x00, 0x80, 0xe6, 0x10, 0xfe, 0x06, 0x00, 0x80, 0xeb, 0xf5 };
 
 static int run(void) {
@@ -91,18 +91,15 @@ int main(void) {
     CHECK(port() == 40 && port() == 41 && g.memory[SPOT] == 41);
     // Private: another memory, which the program does not see.
     set(SPOT, KVM_MEMORY_ATTRIBUTE_PRIVATE);
-    port();
     CHECK(port() == 1 && port() == 2 && port() == 3);
-    CHECK(g.memory[SPOT] == 41 || g.memory[SPOT] == 42);
+    CHECK(g.memory[SPOT] == 41);
     // A hole: zeros again.
     CHECK(fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, SPOT, 4096) == 0);
-    port();
-    CHECK(port() <= 1);
+    CHECK(port() == 1);
     // Shared again, as it was.
     g.memory[SPOT] = 90;
     set(SPOT, 0);
-    port();
-    CHECK(port() >= 90);
+    CHECK(port() == 91 && g.memory[SPOT] == 91);
 
     // Private frames of a slot that has no private memory.
     region.memory_size = 0;
