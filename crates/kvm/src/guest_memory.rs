@@ -66,7 +66,8 @@ impl GuestMemory {
             File::from_raw_fd(fd)
         };
         file.set_len(self.ram.size())?;
-        let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+        let seals =
+            libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
         // SAFETY: no pointers.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
             return Err(Errno::last());
@@ -81,12 +82,7 @@ impl GuestMemory {
     }
 
     /// Takes a part for a slot of `vm`; where it lies in this process.
-    pub(crate) fn bind(
-        &self,
-        vm: &Arc<Shared>,
-        offset: u64,
-        size: u64,
-    ) -> Result<Hva, Errno> {
+    pub(crate) fn bind(&self, vm: &Arc<Shared>, offset: u64, size: u64) -> Result<Hva, Errno> {
         let end = offset.checked_add(size).ok_or(Errno::EINVAL)?;
         let ours = std::ptr::eq(self.vm.as_ptr(), Arc::as_ptr(vm));
         if !ours || !offset.is_multiple_of(PAGE) || end > self.ram.size() {
@@ -146,7 +142,11 @@ impl GuestMemory {
         let start = self.ram.hva().wrapping_add(part.start).raw() as *mut libc::c_void;
         // SAFETY: a part of a mapping of ours, which only guests and this call reach.
         let done = unsafe { libc::madvise(start, (part.end - part.start) as usize, advice) };
-        if done == 0 { Ok(()) } else { Err(Errno::last()) }
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(Errno::last())
+        }
     }
 
     fn bound(&self) -> std::sync::MutexGuard<'_, Vec<Range<u64>>> {

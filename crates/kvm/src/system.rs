@@ -3,7 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_SMALLER_MAXPHYADDR, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM, kvm_cpuid_entry2,
+    KVM_API_VERSION, KVM_CAP_SMALLER_MAXPHYADDR, KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM,
+    kvm_cpuid_entry2,
 };
 
 use crate::cpuid::{self, XCR0};

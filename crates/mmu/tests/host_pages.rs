@@ -25,7 +25,11 @@ fn machine(ram: &GuestRam) -> Machine {
 }
 
 fn set_slot(machine: &Machine, ram: &GuestRam, size: u64, flags: SlotFlags) {
-    let hva = if size == 0 { machine.host(0) } else { ram.hva() };
+    let hva = if size == 0 {
+        machine.host(0)
+    } else {
+        ram.hva()
+    };
     let region = Region {
         slot: 0,
         flags: flags.bits(),

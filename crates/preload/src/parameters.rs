@@ -23,11 +23,7 @@ const PARAMETERS: &[(&str, &str, &str)] = &[
 ];
 
 /// Those by which programs ask for nested paging (kvm_amd's and kvm_intel's names).
-const NESTED: &[(&str, &str)] = &[
-    ("kvm", "tdp_mmu"),
-    ("kvm_amd", "npt"),
-    ("kvm_intel", "ept"),
-];
+const NESTED: &[(&str, &str)] = &[("kvm", "tdp_mmu"), ("kvm_amd", "npt"), ("kvm_intel", "ept")];
 
 /// A descriptor from which the parameter at `path` reads, if it is one.
 pub(crate) fn open(path: &CStr, flags: c_int) -> Option<c_int> {

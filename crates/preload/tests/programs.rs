@@ -148,8 +148,15 @@ fn the_trace_decodes_calls_and_exits() {
 
 #[test]
 fn the_kernels_own_kvm_is_traced_the_same_way() {
-    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
-        assert!(std::env::var_os("REQUIRE_KVM").is_none(), "/dev/kvm: {error}");
+    if let Err(error) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+    {
+        assert!(
+            std::env::var_os("REQUIRE_KVM").is_none(),
+            "/dev/kvm: {error}"
+        );
         println!("SKIPPED: trace of the kernel's KVM: /dev/kvm: {error}");
         return;
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_CAP_MEMORY_ATTRIBUTES, kvm_clear_dirty_log, kvm_clock_data, kvm_create_device,
-    kvm_create_guest_memfd, kvm_dirty_log, kvm_enable_cap, kvm_memory_attributes, kvm_msr_filter, kvm_userspace_memory_region, kvm_userspace_memory_region2,
+    kvm_create_guest_memfd, kvm_dirty_log, kvm_enable_cap, kvm_memory_attributes, kvm_msr_filter,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 
 use crate::argument::Argument;
@@ -63,7 +64,9 @@ pub(crate) fn check_extension(vm: &Arc<Vm>, argument: Argument) -> Answer {
     if capability == u64::from(KVM_CAP_MEMORY_ATTRIBUTES) && !vm.is_protected() {
         return Ok(0);
     }
-    Ok(i64::from(vm.shared().settings().check_extension(capability)))
+    Ok(i64::from(
+        vm.shared().settings().check_extension(capability),
+    ))
 }
 
 pub(crate) fn set_nr_mmu_pages(vm: &Arc<Vm>, argument: Argument) -> Answer {

@@ -199,7 +199,7 @@ caps! {
     KVM_CAP_HALT_POLL = YES, As("as with the module's parameter halt_poll_ns=0: without the capability nothing is polled");
     KVM_CAP_ASYNC_PF_INT = YES, As("see KVM_CAP_ASYNC_PF");
     KVM_CAP_LAST_CPU = YES, Full;
-    KVM_CAP_SMALLER_MAXPHYADDR = NO, Partial("1 with shadow paging, as kvm_amd's; addresses beyond the guest's width fault on every path");
+    KVM_CAP_SMALLER_MAXPHYADDR = NO, Absent("as kvm_amd's: 1 with shadow paging alone; but addresses beyond the guest's width fault on every path");
     KVM_CAP_STEAL_TIME = YES, Full;
     KVM_CAP_X86_USER_SPACE_MSR = YES, Full;
     KVM_CAP_X86_MSR_FILTER = YES, Full;

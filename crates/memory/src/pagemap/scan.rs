@@ -116,9 +116,9 @@ pub fn huge_ranges(range: HvaRange) -> Vec<HvaRange> {
         let Some(regions) = usize::try_from(count).ok().and_then(|n| regions.get(..n)) else {
             return found;
         };
-        let ranges = regions.iter().filter_map(|region| {
-            HvaRange::between(Hva::new(region.start), Hva::new(region.end))
-        });
+        let ranges = regions
+            .iter()
+            .filter_map(|region| HvaRange::between(Hva::new(region.start), Hva::new(region.end)));
         found.extend(ranges);
         if scan.walk_end <= start {
             return found;

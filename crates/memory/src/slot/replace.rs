@@ -19,9 +19,7 @@ impl Slots {
     ) -> Result<(), SlotError> {
         new.iter().try_for_each(|region| self.check(region))?;
         let mut writer = self.lock();
-        let mut table = self
-            .snapshot(0)
-            .with_generation(writer.next_generation());
+        let mut table = self.snapshot(0).with_generation(writer.next_generation());
         let mut changes = Vec::new();
         for id in gone {
             let slot = id.raw();

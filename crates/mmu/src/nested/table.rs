@@ -132,7 +132,8 @@ impl SecondLevel {
         let mut next = self.root_entry(gfn);
         while let Some(table) = next.and_then(child) {
             level -= 1;
-            next = (level > 1).then(|| Entry(table.cell(index(gfn, level)).load(Ordering::Acquire)));
+            next =
+                (level > 1).then(|| Entry(table.cell(index(gfn, level)).load(Ordering::Acquire)));
         }
         level
     }
