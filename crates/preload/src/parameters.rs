@@ -22,7 +22,7 @@ const PARAMETERS: &[(&str, &str, &str)] = &[
     ("kvm_intel", "enable_apicv", "N\n"),
 ];
 
-/// Those by which programs ask for nested paging (kvm_amd's and kvm_intel's names).
+/// Those by which programs ask for nested paging (the names in `kvm_amd` and `kvm_intel`).
 const NESTED: &[(&str, &str)] = &[("kvm", "tdp_mmu"), ("kvm_amd", "npt"), ("kvm_intel", "ept")];
 
 /// A descriptor from which the parameter at `path` reads, if it is one.

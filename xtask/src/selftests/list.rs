@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 /// take a few seconds: the gate runs them.
 pub(super) const CORE: &[&str] = &[
     "coalesced_io_test",
+    "guest_memfd_test",
     "guest_print_test",
     "kvm_binary_stats_test",
     "memslot_modification_stress_test",
@@ -23,11 +24,14 @@ pub(super) const CORE: &[&str] = &[
     "x86_64/kvm_clock_test",
     "x86_64/kvm_pv_test",
     "x86_64/platform_info_test",
+    "x86_64/private_mem_conversions_test",
+    "x86_64/private_mem_kvm_exits_test",
     "x86_64/set_boot_cpu_id",
     "x86_64/set_sregs_test",
     "x86_64/state_test",
     "x86_64/sync_regs_test",
     "x86_64/tsc_msrs_test",
+    "x86_64/ucna_injection_test",
     "x86_64/userspace_io_test",
     "x86_64/userspace_msr_exit_test",
     "x86_64/xapic_ipi_test",
@@ -100,8 +104,6 @@ const EXEC_VARIANTS: &[(&str, &[&str])] = &[(
 /// Tests that take longer than the limit on any KVM of a small machine, with how many times as long
 /// they get, and why.
 const SLOW: &[(&str, u32)] = &[
-    // 100,000 migrations of a thread between processors, which need no KVM.
-    ("rseq_test", 4),
     // Seven phases of five seconds each, and 32,764 slots made anew between them.
     ("memslot_perf_test", 2),
 ];
