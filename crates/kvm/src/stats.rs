@@ -25,7 +25,7 @@ use crate::errno::Errno;
 use crate::irqchip::apic::Alarm;
 use crate::service::{AlarmHandle, Expire, Service};
 use crate::vcpu::Vcpu;
-use crate::vm::Vm;
+use crate::vm::{Shared, Vm};
 
 /// How old a value that somebody reads may be.
 const REFRESH_NS: u64 = 100_000_000;

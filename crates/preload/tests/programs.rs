@@ -5,9 +5,10 @@
 //! ends with 0 if nothing was. They are skipped, with the reason printed, where there is no C
 //! compiler.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The library; cargo builds none for tests by itself.
 fn library() -> PathBuf {
@@ -25,8 +26,16 @@ fn library() -> PathBuf {
     LIBRARY.clone()
 }
 
-/// The program, built; `None` where there is no compiler.
+/// The program, built; `None` where there is no compiler. Several tests run the same one: it is
+/// written once, because none may be written while it runs.
 fn build(name: &str) -> Option<PathBuf> {
+    static BUILT: Mutex<BTreeMap<String, Option<PathBuf>>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = built.entry(name.to_owned());
+    known.or_insert_with(|| compile(name)).clone()
+}
+
+fn compile(name: &str) -> Option<PathBuf> {
     if Command::new("cc").arg("--version").output().is_err() {
         println!("SKIPPED: {name}: no C compiler (cc)");
         return None;
