@@ -48,6 +48,8 @@ bitflags::bitflags! {
         const EVENT = 1 << 3;
         /// Stay outside until the one that is alone has done ([`Domain::stop_others`]).
         const STOP = 1 << 4;
+        /// Compare translated code with memory again: a device may have written there.
+        const CHECK_CODE = 1 << 5;
     }
 }
 

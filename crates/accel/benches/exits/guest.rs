@@ -73,6 +73,15 @@ impl Guest {
         self.memory.as_volatile_slice()
     }
 
+    /// All of its memory, as the monitor's own threads have it.
+    #[allow(
+        dead_code,
+        reason = "not every program that includes this file does so"
+    )]
+    pub(crate) fn memory(&self) -> &MmapRegion {
+        &self.memory
+    }
+
     pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         self.slice()
             .subslice(at as usize, bytes.len())

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use accel::{Accelerator, Exit, Kicker, Kind, Level, Preference, choose};
 use guest::{COUNTER, Chips, GSI, Guest, VECTOR};
 use kvm_bindings::{KVM_IRQFD_FLAG_RESAMPLE, kvm_irqfd, kvm_pit_config};
+use vm_memory::VolatileMemory;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -264,6 +265,69 @@ fn an_irqfd_with_resampling_asks_again_at_the_eoi() {
             );
             assert_eq!(resample.read().ok(), Some(1));
         }
+    });
+}
+
+/// A function far from the code of the vCPUs: `mov eax, value; ret`.
+const FUNCTION: u32 = 0x2_4000;
+
+fn function(value: u8) -> [u8; 6] {
+    [0xb8, value, 0, 0, 0, 0xc3]
+}
+
+/// `sti`, then calls [`FUNCTION`] until the counter isn't zero, and once more, and tells the result.
+fn caller(at: u32) -> Vec<u8> {
+    let call = |from: u32| {
+        let mut code = vec![0xe8];
+        code.extend(FUNCTION.wrapping_sub(from + 5).to_le_bytes());
+        code
+    };
+    let mut code = vec![0xfb, 0xbb];
+    code.extend((COUNTER as u32).to_le_bytes());
+    code.extend(call(at + 6));
+    // cmp dword [rbx], 0; je back to the call
+    code.extend([0x83, 0x3b, 0x00, 0x74, 0xf6]);
+    code.extend(call(at + 16));
+    code.extend([0xe6, 0xe1]);
+    code
+}
+
+#[test]
+fn code_that_a_device_brought_is_seen_after_its_interrupt() {
+    each(|accelerator| {
+        let apic = wrmsr(0x80f, 0x1ff);
+        let code = [apic.clone(), caller(guest::CODE as u32 + apic.len() as u32)].concat();
+        let mut handler = store(COUNTER as u32, 1);
+        handler.extend([0x50, 0x51, 0x52]);
+        handler.extend(wrmsr(0x80b, 0));
+        handler.extend([0x5a, 0x59, 0x58, 0x48, 0xcf]);
+        let mut guest = Guest::new(accelerator, Chips::Message, &[&code], &handler);
+        guest.write(u64::from(FUNCTION), &function(1));
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let request = kvm_irqfd {
+            fd: event.as_raw_fd() as u32,
+            gsi: GSI,
+            ..Default::default()
+        };
+        guest.vm.irqfd(&request).unwrap();
+        let mut vcpu = guest.vcpus.remove(0);
+        let memory = guest.memory();
+        let _watchdog = Watchdog::new(vcpu.kicker(), LONG);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                let place = memory.as_volatile_slice();
+                let place = place.subslice(FUNCTION as usize, 6).unwrap();
+                place.copy_from(&function(2));
+                event.write(1).unwrap();
+            });
+            match vcpu.run().unwrap() {
+                Exit::IoOut {
+                    port: 0xe1, data, ..
+                } => assert_eq!(data[0], 2, "the new code"),
+                other => panic!("{other:?}"),
+            }
+        });
     });
 }
 

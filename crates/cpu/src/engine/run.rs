@@ -40,14 +40,13 @@ impl Vcpu {
     }
 
     fn begin_run(&mut self) {
-        self.epoch += 1;
+        self.check_code_again();
         self.boundary_due = true;
         let state = self.state_changed;
         self.state_changed = false;
         self.suspect_events();
         self.refresh_fast();
         self.flags_in();
-        self.view().tlb().flush_code();
         if state {
             self.adopt_state();
         }
@@ -56,6 +55,13 @@ impl Vcpu {
         let frame = self.frame_mut();
         enter::save_host_fpu(frame);
         enter::load_fpu(frame);
+    }
+
+    /// Each page of code is compared with memory before it is used again: others may have written
+    /// there without a TLB of ours, as devices do.
+    fn check_code_again(&mut self) {
+        self.epoch += 1;
+        self.view().tlb().flush_code();
     }
 
     /// The monitor has changed the state: nothing derived from it holds any more.
@@ -138,6 +144,9 @@ impl Vcpu {
         }
         if requests.contains(Requests::INVALIDATE_CODE) {
             self.take_voids();
+        }
+        if requests.contains(Requests::CHECK_CODE) {
+            self.check_code_again();
         }
         if requests.contains(Requests::EVENT) {
             self.boundary_due = true;

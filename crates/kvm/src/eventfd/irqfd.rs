@@ -43,6 +43,7 @@ impl Ready for Irqfd {
         let Some(controllers) = self.controllers.upgrade() else {
             return;
         };
+        controllers.device_has_written();
         if self.resampler.is_some() {
             controllers.set_gsi(
                 self.gsi,

@@ -161,6 +161,7 @@ impl Irqchip {
         } else {
             Level::Assert
         };
+        self.controllers.device_has_written();
         Ok(self
             .controllers
             .set_gsi(gsi, Source::Userspace, level, wanted))

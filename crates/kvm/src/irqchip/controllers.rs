@@ -150,6 +150,13 @@ impl Controllers {
         }
     }
 
+    /// A device of the monitor's is about to interrupt: it may have written to guest memory past the
+    /// vCPUs, code included, which they must see from here on. Not only the one that is interrupted:
+    /// it may tell others through memory.
+    pub fn device_has_written(&self) {
+        self.apics.for_each(|lapic| lapic.wake().memory_written());
+    }
+
     /// Sends an MSI.
     pub fn send_msi(&self, msi: &Msi) -> Result<Delivered, Errno> {
         let ids = self.policy.msi_ids();
@@ -167,6 +174,7 @@ impl Controllers {
         if self.policy.mode() == ChipMode::None || msi.flags & !KVM_MSI_VALID_DEVID != 0 {
             return Err(Errno::EINVAL);
         }
+        self.device_has_written();
         match self.send_msi(&Msi::from(msi))? {
             -1 => Err(Errno::EPERM),
             count => Ok(count),

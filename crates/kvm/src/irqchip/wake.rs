@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// The way to one vCPU's thread. Both methods may be called from any thread, and hold no lock.
+/// The way to one vCPU's thread. The methods may be called from any thread, and hold no lock.
 pub trait VcpuWake: Send + Sync {
     /// A maskable interrupt may be deliverable now: end a `HLT`, or have running guest code ask
     /// [`cpu::Platform::interrupt_pending`] soon.
@@ -15,6 +15,9 @@ pub trait VcpuWake: Send + Sync {
     /// The run loop itself has something to do (NMI, INIT, SIPI, SMI, unhalt, an EOI that the
     /// monitor must see): end a `HLT`, or leave guest code.
     fn request(&self);
+    /// A device of the monitor's may have written to guest memory: what is known of code there
+    /// holds no longer. Wakes nobody.
+    fn memory_written(&self) {}
 }
 
 /// Where a halted vCPU waits. One waiter, any number of wakers.

@@ -83,4 +83,10 @@ impl VcpuWake for Kicker {
     fn request(&self) {
         self.reach(Requests::EXIT);
     }
+
+    fn memory_written(&self) {
+        if let Some(cpu) = self.cpu.get() {
+            cpu.request(Requests::CHECK_CODE);
+        }
+    }
 }
