@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -32,7 +33,13 @@ fn build_library() {
     assert!(build.status.success(), "building the library:\n{messages}");
 }
 
-fn build_program() -> Option<PathBuf> {
+/// Builds the program once: a file that is being written can't be run.
+fn build_program() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM.get_or_init(compile_program).as_deref()
+}
+
+fn compile_program() -> Option<PathBuf> {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("look-program");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/look/program.c");
     let built = Command::new("cc")
