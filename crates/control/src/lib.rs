@@ -34,6 +34,7 @@ mod peer;
 mod program;
 mod routes;
 mod server;
+mod slice;
 mod vm;
 
 pub use api::{

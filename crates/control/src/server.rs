@@ -27,6 +27,7 @@ use crate::{
     openapi,
     peer::OwnersListener,
     routes,
+    slice::ask_for_short_turns,
 };
 
 /// Why there is no server.
@@ -110,6 +111,7 @@ impl Server {
 
 /// Serves until the end is notified.
 fn serve(socket: UnixListener, machine: Arc<dyn Machine>, end: &Notify) -> io::Result<()> {
+    ask_for_short_turns();
     let runtime = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
