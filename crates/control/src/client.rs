@@ -9,6 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, runtime};
 
 use crate::api::Problem;
+use crate::slice::ask_for_short_turns;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +47,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// For the machine behind this socket.
+    /// For the machine behind this socket. The calling thread asks for short turns on the processor:
+    /// beside a busy guest its questions would wait otherwise.
     pub fn new(socket: &Path) -> Result<Self, ClientError> {
+        ask_for_short_turns();
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()
