@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use http_body_util::{BodyExt, Empty};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use kvm::turns::{self, Turns};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, runtime};
 
 use crate::api::Problem;
-use crate::slice::ask_for_short_turns;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ impl Client {
     /// For the machine behind this socket. The calling thread asks for short turns on the processor:
     /// beside a busy guest its questions would wait otherwise.
     pub fn new(socket: &Path) -> Result<Self, ClientError> {
-        ask_for_short_turns();
+        turns::ask_for(Turns::Short);
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()

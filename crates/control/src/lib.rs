@@ -34,7 +34,6 @@ mod peer;
 mod program;
 mod routes;
 mod server;
-mod slice;
 mod vm;
 
 pub use api::{

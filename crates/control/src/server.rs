@@ -18,6 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use kvm::turns::{self, Turns};
 use tokio::{runtime, sync::Notify};
 
 use crate::{
@@ -27,7 +28,6 @@ use crate::{
     openapi,
     peer::OwnersListener,
     routes,
-    slice::ask_for_short_turns,
 };
 
 /// Why there is no server.
@@ -111,7 +111,7 @@ impl Server {
 
 /// Serves until the end is notified.
 fn serve(socket: UnixListener, machine: Arc<dyn Machine>, end: &Notify) -> io::Result<()> {
-    ask_for_short_turns();
+    turns::ask_for(Turns::Short);
     let runtime = runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()

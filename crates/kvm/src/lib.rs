@@ -29,6 +29,7 @@ pub mod signals;
 mod stats;
 mod system;
 pub mod table;
+pub mod turns;
 pub mod vcpu;
 pub mod vm;
 

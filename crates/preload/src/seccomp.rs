@@ -143,6 +143,7 @@ pub(crate) unsafe fn refuses(number: c_long, args: [c_long; 6]) -> Option<c_int>
     // list.
     memory::ahead::forbid();
     memory::pagemap::forbid_scans();
+    kvm::turns::forbid();
     control::give_up();
     if forbidden.is_empty() {
         return None;

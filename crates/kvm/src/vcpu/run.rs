@@ -30,6 +30,7 @@ use crate::errno::Errno;
 use crate::irqchip::policy::ChipMode;
 use crate::signals::{self, Section};
 use crate::table::SYNC_REGS;
+use crate::turns::{self, Turns};
 
 /// What the loop does next.
 enum Step {
@@ -56,6 +57,7 @@ impl Vcpu {
         if inner.machine.life == Life::New {
             inner.machine.life = Life::HasRun;
             signals::adopt();
+            turns::ask_for(Turns::Long);
         }
         self.start(&mut inner)?;
         self.run_page().clear_flags();
