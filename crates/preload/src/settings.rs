@@ -1,5 +1,6 @@
 //! What `fourfold exec` was asked for, in the one environment variable that carries it here.
 
+use std::ffi::CStr;
 use std::sync::OnceLock;
 
 use kvm::{LargePages, PagingPath};
@@ -32,12 +33,18 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Those of this process.
+    /// Those of this process. This allocates nothing: a program's allocator may be the first to make
+    /// a call that gets here, with its lock held (jemalloc opens a file when it starts).
     pub(crate) fn get() -> Self {
         static SETTINGS: OnceLock<Settings> = OnceLock::new();
         *SETTINGS.get_or_init(|| {
-            let text = std::env::var("FOURFOLD_EXEC").unwrap_or_default();
-            Self::parse(&text)
+            // SAFETY: the name is a C string. What is found is not changed while it is read: nobody
+            // but `fourfold exec` sets it.
+            let text = unsafe {
+                let text = libc::getenv(c"FOURFOLD_EXEC".as_ptr());
+                (!text.is_null()).then(|| CStr::from_ptr(text))
+            };
+            Self::parse(text.and_then(|text| text.to_str().ok()).unwrap_or_default())
         })
     }
 

@@ -6,6 +6,7 @@
 //! compiler.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -36,6 +37,10 @@ fn build(name: &str) -> Option<PathBuf> {
 }
 
 fn compile(name: &str) -> Option<PathBuf> {
+    compile_with(name, &[])
+}
+
+fn compile_with(name: &str, flags: &[&str]) -> Option<PathBuf> {
     if Command::new("cc").arg("--version").output().is_err() {
         println!("SKIPPED: {name}: no C compiler (cc)");
         return None;
@@ -43,7 +48,9 @@ fn compile(name: &str) -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/programs/{name}.c"));
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let output = Command::new("cc")
-        .args(["-O1", "-Wall", "-pthread", "-o"])
+        .args(["-O1", "-Wall", "-pthread"])
+        .args(flags)
+        .arg("-o")
         .args([&program, &source])
         .arg("-ldl")
         .output()
@@ -55,10 +62,14 @@ fn compile(name: &str) -> Option<PathBuf> {
 
 /// Runs it with the library and these options of `fourfold exec`.
 fn run(name: &str, options: &str) -> Option<Output> {
+    run_with(name, options, library().into_os_string())
+}
+
+fn run_with(name: &str, options: &str, libraries: OsString) -> Option<Output> {
     let output = Command::new("timeout")
         .arg("30")
         .arg(build(name)?)
-        .env("LD_PRELOAD", library())
+        .env("LD_PRELOAD", libraries)
         .env("FOURFOLD_EXEC", options)
         .output()
         .unwrap();
@@ -69,6 +80,10 @@ fn passes_with(name: &str, options: &str) -> String {
     let Some(output) = run(name, options) else {
         return String::new();
     };
+    succeeded(name, &output)
+}
+
+fn succeeded(name: &str, output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         output.status.success(),
@@ -100,6 +115,19 @@ fn children_of_fork_vfork_and_exec() {
 #[test]
 fn a_handler_finds_kvm_at_rest() {
     passes("handlers");
+}
+
+#[test]
+fn an_allocator_that_makes_system_calls() {
+    let Some(early) = compile_with("early", &["-shared", "-fPIC"]) else {
+        return;
+    };
+    // What is loaded later is initialised earlier.
+    let mut libraries = library().into_os_string();
+    libraries.push(":");
+    libraries.push(early);
+    let output = run_with("allocator", "paging=nested", libraries);
+    succeeded("allocator", &output.unwrap());
 }
 
 #[test]
