@@ -1,83 +1,125 @@
-//! Huge pages of a process, without a look at frame numbers: `PAGEMAP_SCAN` (Linux 6.7 and later).
+//! Which pages of this process the host keeps in huge frames, asked without privilege: `PAGEMAP_SCAN`
+//! (Linux 6.7) and `PROCMAP_QUERY` (Linux 6.11) on the process's own files in `/proc`.
 //!
-//! The kernel says of ranges whether they are mapped by one entry for 2 MiB or more, to everybody
-//! who may open `/proc/PID/pagemap`. (`/proc/kpageflags`, which tells of frames, is for root alone.)
-#![expect(unsafe_code, reason = "an ioctl with pointers")]
+//! Older hosts and processes without `/proc` answer "none": whoever asks goes on with small pages.
+//! Each question opens its file anew, because programs close descriptors that they don't know.
+
+#![expect(unsafe_code, reason = "an ioctl that fills a structure of ours")]
 
 use std::fs::File;
-use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use addr::{Hva, HvaRange};
+use addr::{Address, Hva, HvaRange, PageSize};
 
-/// `_IOWR('f', 16, struct pm_scan_arg)`.
-const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
-/// Mapped by an entry for a huge page, or of hugetlbfs.
-const PAGE_IS_HUGE: u64 = 1 << 6;
-/// Ranges fetched at once.
-const REGIONS: usize = 512;
+use super::scan;
 
-/// `struct page_region`.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Region {
-    start: u64,
-    end: u64,
-    categories: u64,
+static FORBIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// Ends these questions in this process for good: they are system calls that a filter may punish.
+pub fn forbid_scans() {
+    FORBIDDEN.store(true, Ordering::Relaxed);
 }
 
-/// `struct pm_scan_arg`.
+/// `_IOWR('f', 17, struct procmap_query)`.
+const PROCMAP_QUERY: libc::c_ulong = 0xc068_6611;
+
+/// `struct procmap_query`.
 #[repr(C)]
 #[derive(Default)]
-struct Scan {
+struct Query {
     size: u64,
     flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
+    addr: u64,
+    vma_start: u64,
+    vma_end: u64,
+    vma_flags: u64,
+    vma_page_size: u64,
+    vma_offset: u64,
+    inode: u64,
+    device: [u32; 2],
+    name_size: u32,
+    build_id_size: u32,
+    name: u64,
+    build_id: u64,
 }
 
-/// The parts of `range` that are mapped huge, in order; an error where the kernel does not tell.
-pub(super) fn ranges(pagemap: &File, range: HvaRange) -> io::Result<Vec<HvaRange>> {
-    const PAGE: u64 = 0x1000;
-    let mut found = Vec::new();
-    let mut at = range.start().raw() & !(PAGE - 1);
-    let end = range.end().raw().next_multiple_of(PAGE);
-    let mut regions = [Region::default(); REGIONS];
-    while at < end {
-        let (count, walked) = scan(pagemap, at, end, &mut regions)?;
-        let part = |r: &Region| HvaRange::between(Hva::new(r.start), Hva::new(r.end));
-        found.extend(regions[..count].iter().filter_map(part));
-        if walked <= at {
-            break;
-        }
-        at = walked;
+/// The size of the huge frame that holds a page of this process; none where the page is absent, small,
+/// or the host does not tell.
+pub fn huge_page_at(page: Hva) -> Option<PageSize> {
+    let start = page.align_down(PageSize::Size4K);
+    let range = HvaRange::new(start, PageSize::Size4K.bytes())?;
+    huge_ranges(range).first()?;
+    match mapping_page_size(page) {
+        Some(bytes) if bytes == PageSize::Size1G.bytes() => Some(PageSize::Size1G),
+        // A mapping of small pages that has a huge one: a transparent huge page.
+        _ => Some(PageSize::Size2M),
     }
-    Ok(found)
 }
 
-/// One call: how many regions it filled in, and how far it came.
-fn scan(pagemap: &File, start: u64, end: u64, into: &mut [Region]) -> io::Result<(usize, u64)> {
-    let mut scan = Scan {
-        size: size_of::<Scan>() as u64,
-        start,
-        end,
-        vec: into.as_mut_ptr() as u64,
-        vec_len: into.len() as u64,
-        category_mask: PAGE_IS_HUGE,
-        return_mask: PAGE_IS_HUGE,
-        ..Scan::default()
+/// The parts of a range of this process's addresses that lie in huge frames, in order.
+pub fn huge_ranges(range: HvaRange) -> Vec<HvaRange> {
+    if FORBIDDEN.load(Ordering::Relaxed) {
+        return Vec::new();
+    }
+    File::open("/proc/self/pagemap")
+        .and_then(|pagemap| scan::ranges(&pagemap, range, scan::Huge::OwnFrame))
+        .unwrap_or_default()
+}
+
+/// The size of the pages of the mapping around an address.
+fn mapping_page_size(at: Hva) -> Option<u64> {
+    let maps = File::open("/proc/self/maps").ok()?;
+    let mut query = Query {
+        size: size_of::<Query>() as u64,
+        addr: at.raw(),
+        ..Query::default()
     };
-    // SAFETY: the structure says how long it is and how many regions `into` has; both live for the
-    // call, which writes nothing else.
-    let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
-    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-    Ok((count.min(into.len()), scan.walk_end))
+    // SAFETY: `query` is a procmap_query of its `size`, and asks for no name.
+    let answer = unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut query) };
+    (answer >= 0).then_some(query.vma_page_size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ram::{GuestRam, RamConfig, Thp};
+
+    fn ram(thp: Thp) -> GuestRam {
+        let mut config = RamConfig::private(8 << 20);
+        config.thp = thp;
+        let ram = GuestRam::new(&config).unwrap();
+        for page in 0..ram.size() / 4096 {
+            let at = ram.range().start().wrapping_add(page * 4096);
+            crate::access::store(at, 1, 8).unwrap();
+        }
+        ram
+    }
+
+    #[test]
+    fn small_pages_are_not_huge() {
+        let ram = ram(Thp::Never);
+        assert_eq!(huge_ranges(ram.range()), []);
+        assert_eq!(huge_page_at(ram.range().start()), None);
+    }
+
+    #[test]
+    fn huge_ranges_hold_the_pages_that_are_said_to_be_huge() {
+        let ram = ram(Thp::Advise);
+        let huge = huge_ranges(ram.range());
+        if huge.is_empty() {
+            println!("SKIPPED: the host gave no huge page");
+            return;
+        }
+        for range in huge {
+            assert_eq!(huge_page_at(range.start()), Some(PageSize::Size2M));
+            assert!(ram.range().contains(range.start()));
+        }
+    }
+
+    #[test]
+    fn addresses_of_nothing_are_not_huge() {
+        assert_eq!(huge_page_at(Hva::new(0)), None);
+        assert_eq!(huge_page_at(Hva::new(!0xfff)), None);
+    }
 }

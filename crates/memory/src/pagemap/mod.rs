@@ -28,8 +28,8 @@ use addr::{Frame, Hfn, Hva, HvaRange, Pfn};
 
 pub use entry::{FrameNumber, PageEntry, PageState};
 pub use flags::PageFlags;
+pub use huge::{forbid_scans, huge_page_at, huge_ranges};
 pub use maps::{Device, Mapping, Permissions};
-pub use scan::{forbid_scans, huge_page_at, huge_ranges};
 
 /// Why a process can't be looked into.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +210,7 @@ impl Pagemap {
     /// The parts of a range that are mapped by huge pages; `None` where the kernel does not tell
     /// (before Linux 6.7).
     pub fn huge_ranges(&self, range: HvaRange) -> Option<Vec<HvaRange>> {
-        huge::ranges(&self.entries, range).ok()
+        scan::ranges(&self.entries, range, scan::Huge::Any).ok()
     }
 
     /// Whether the kernel says that a frame belongs to a huge page; not where it does not tell.
