@@ -89,15 +89,40 @@ fn kernel(suite: &Suite, test: &str) -> Result<&'static str> {
 
 fn examples(suite: &Suite, fourfold: &Path) -> Result<Tally> {
     let mut tally = Tally::default();
-    for (name, passes) in suite.examples(fourfold)? {
-        match (passes, expected::reason(suite.name, &name)) {
-            (true, _) => tally.passed += 1,
-            (false, Some(reason)) => {
+    let results = suite.examples(On::User(fourfold))?;
+    let failed = results.iter().any(|(_, passes)| !passes);
+    let there = if failed {
+        examples_of_the_kernel(suite)?
+    } else {
+        Vec::new()
+    };
+    for (name, passes) in results {
+        if passes {
+            tally.passed += 1;
+            continue;
+        }
+        let there = match there.iter().find(|(other, _)| *other == name) {
+            Some((_, true)) => "passes",
+            Some((_, false)) => "fails, too",
+            None => "can't be run here",
+        };
+        match expected::reason(suite.name, &name) {
+            Some(reason) => {
                 tally.failed += 1;
-                println!("{name} fails: {reason}");
+                println!("{name} fails: {reason}; on /dev/kvm it {there}");
             }
-            (false, None) => tally.surprises.push(name),
+            None => tally
+                .surprises
+                .push(format!("{name}; on /dev/kvm it {there}")),
         }
     }
     Ok(tally)
+}
+
+/// The same examples on `/dev/kvm`; none where it doesn't open.
+fn examples_of_the_kernel(suite: &Suite) -> Result<Vec<(String, bool)>> {
+    if std::fs::File::open("/dev/kvm").is_err() {
+        return Ok(Vec::new());
+    }
+    suite.examples(On::Kernel)
 }

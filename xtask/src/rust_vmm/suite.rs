@@ -10,6 +10,8 @@ use crate::workspace;
 
 /// Seconds that one test may take.
 const LIMIT: &str = "20";
+/// Seconds for all examples, which are built first.
+const LIMIT_OF_EXAMPLES: &str = "300";
 
 /// Which KVM a test runs on.
 #[derive(Clone, Copy)]
@@ -69,44 +71,67 @@ impl Suite {
         Ok(output.status.success())
     }
 
-    /// Runs the examples in its documentation, each in a process of its own: names, and whether they
-    /// pass.
-    pub(super) fn examples(&self, fourfold: &Path) -> Result<Vec<(String, bool)>> {
-        let output = cargo(&self.copy, &["test", "--doc"])
-            .env(
-                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER",
-                format!("timeout {LIMIT} {} exec --", fourfold.display()),
-            )
-            .output()?;
+    /// Runs the examples in its documentation: names, without the lines where they stand, and whether
+    /// they pass. All of cargo runs on this KVM: rustdoc gives each example a process of its own if it
+    /// starts them itself, but not through a runner.
+    pub(super) fn examples(&self, on: On<'_>) -> Result<Vec<(String, bool)>> {
+        let mut command = Command::new("timeout");
+        command.arg(LIMIT_OF_EXAMPLES);
+        if let On::User(fourfold) = on {
+            command.arg(fourfold).args(["exec", "--"]);
+        }
+        command.arg(env!("CARGO")).args(["test", "--doc"]);
+        let output = in_folder(&mut command, &self.copy).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let results = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("test ")?.rsplit_once(" ... "))
-            .filter(|(_, result)| matches!(*result, "ok" | "FAILED"))
-            // Those that are only compiled are not run.
-            .filter(|(name, _)| !name.ends_with(" - compile"))
-            .map(|(name, result)| (name.to_owned(), result == "ok"));
-        Ok(results.collect())
+        let results: Vec<_> = text.lines().filter_map(result).collect();
+        let announced = text.lines().find_map(announced).unwrap_or(0);
+        ensure!(
+            results.len() == announced && announced > 0,
+            "{}: {} of {announced} examples came to an end:\n{}",
+            self.name,
+            results.len(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let run = results.into_iter().filter_map(|(name, passes)| {
+            let (name, _line) = name.rsplit_once(" (line ")?;
+            Some((name.to_owned(), passes?))
+        });
+        Ok(run.collect())
     }
 }
 
-fn cargo(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO"));
+/// `running 7 tests`: 7.
+fn announced(line: &str) -> Option<usize> {
+    let number = line.strip_prefix("running ")?.strip_suffix(" tests")?;
+    number.parse().ok()
+}
+
+/// `test src/lib.rs - Kvm::new (line 7) ... ok`: its name, and whether it passes; nothing for those
+/// that are only compiled, or ignored.
+fn result(line: &str) -> Option<(&str, Option<bool>)> {
+    let (name, result) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    let passes = match result {
+        _ if name.ends_with(" - compile") => None,
+        "ok" => Some(true),
+        "FAILED" => Some(false),
+        _ => None,
+    };
+    Some((name, passes))
+}
+
+/// Cargo on a crate of its own, with a target folder of its own.
+fn in_folder<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
     command
-        .args(arguments)
         .arg("--target-dir")
         .arg(folder.join("target"))
         .current_dir(folder)
-        .env_remove("CARGO_TARGET_DIR");
-    command
+        .env_remove("CARGO_TARGET_DIR")
 }
 
 fn compile(folder: &Path) -> Result<PathBuf> {
-    let output = cargo(
-        folder,
-        &["test", "--no-run", "--lib", "--message-format=json"],
-    )
-    .output()?;
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--no-run", "--lib", "--message-format=json"]);
+    let output = in_folder(&mut command, folder).output()?;
     ensure!(
         output.status.success(),
         "building the tests failed:\n{}",
