@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{layers, readme, selftests};
+use crate::{layers, readme, selftests, threads};
 
 /// Runs every step and stops at the first that fails.
 pub(crate) fn check() -> Result<()> {
@@ -36,6 +36,7 @@ pub(crate) fn check() -> Result<()> {
         )],
     )?;
     cargo(&["test", "--workspace"], &[])?;
+    threads::loom()?;
     selftests::core()?;
     readme::run()
 }

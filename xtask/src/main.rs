@@ -10,6 +10,7 @@ mod layers;
 mod readme;
 mod rust_vmm;
 mod selftests;
+mod threads;
 mod workspace;
 
 use anyhow::Result;
@@ -51,6 +52,8 @@ enum Task {
     /// Random bytes and broken code in every mode: no panic, no hang, no access outside the guest
     #[command(disable_help_flag = true)]
     HostileCode(harness::Arguments),
+    /// The handshakes between vCPU threads under every order of steps that the memory model allows
+    Loom,
 }
 
 fn main() -> Result<()> {
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         Task::FaultCost => fault_cost::main(),
         Task::CompareTcg(options) => compare_tcg::main(&options),
         Task::HostileCode(arguments) => harness::run("differential", "hostile", &arguments),
+        Task::Loom => threads::loom(),
         Task::Differential(arguments) => harness::run("differential", "differential", &arguments),
     }
 }

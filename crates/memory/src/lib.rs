@@ -20,3 +20,7 @@ pub mod quiesce;
 pub mod ram;
 pub mod slot;
 pub mod space;
+mod sync;
+
+#[cfg(all(test, loom))]
+mod models;

@@ -15,15 +15,16 @@
 //! | inside  | translations, references, a slot table   | waits for `leave` or `checkpoint`     |
 //!
 //! # Why no request is lost
-//! A writer publishes, sets its bits, draws a ticket, kicks, then looks at the state. A participant
-//! changes its state, reads the number of tickets, takes its bits, then says which ticket it has
-//! served. All of these are in one total order. So a writer that sees a participant outside knows
-//! that its next entry will take the bits; and a participant that has served a ticket has taken the
-//! bits that belong to it.
+//! All that a participant and its writers tell each other is in one word, which each changes by one
+//! read-modify-write (`word`). A writer publishes, sets its bits in that word, kicks, and waits where
+//! it found the participant inside; a participant that goes inside or passes a checkpoint takes the
+//! bits, and counts a turn. `cargo xtask loom` tries these handshakes in every order that the
+//! language's memory model allows (`models`).
 //!
 //! # Rules for a participant
 //! - Where [`Kick`] sets a word that it polls, it clears that word *before* it calls `enter` or
-//!   `checkpoint`: cleared afterwards, a request that came in between would be lost.
+//!   `checkpoint`: cleared afterwards, a request that came in between would be lost ([`Bell`] does
+//!   both).
 //! - It must not block while inside (`HLT` leaves first): a writer would wait for it.
 //! - It handles the requests that [`Participant::enter`], [`Participant::checkpoint`] and
 //!   [`Domain::request_and_wait`] return *before* it uses anything from its TLB.
@@ -31,8 +32,18 @@
 //! - It may wait as a writer while inside, as `from`; meanwhile it counts as outside. It must not
 //!   keep references from before the call.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+mod bell;
+mod participant;
+mod word;
+
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, PoisonError, Weak};
+
+pub use bell::{Bell, Polled};
+pub use participant::Participant;
+use word::Asked;
+
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait};
 
 bitflags::bitflags! {
     /// What a vCPU is asked to do at its next checkpoint.
@@ -64,7 +75,8 @@ pub trait Kick: Send + Sync {
 /// One virtual machine's meeting place of readers and writers.
 #[derive(Default)]
 pub struct Domain {
-    members: Mutex<Vec<Weak<Participant>>>,
+    /// Not one of `sync`'s: no other step is taken under it.
+    members: std::sync::Mutex<Vec<Weak<Participant>>>,
     /// Whether a participant is alone in guest mode, or on its way to it.
     alone: Mutex<bool>,
     over: Condvar,
@@ -82,21 +94,6 @@ impl Drop for Alone {
     }
 }
 
-/// One vCPU, as seen by writers. Used by one thread at a time; the methods take `&self` because
-/// writers hold it, too.
-pub struct Participant {
-    kick: Arc<dyn Kick>,
-    inside: AtomicBool,
-    pending: AtomicU32,
-    /// Tickets drawn by writers, each after its bits were set in `pending`.
-    asked: AtomicU64,
-    /// All tickets up to this one are served: their bits were taken.
-    served: AtomicU64,
-    waiters: AtomicU32,
-    lock: Mutex<()>,
-    progress: Condvar,
-}
-
 impl Domain {
     /// A domain without participants.
     pub fn new() -> Arc<Self> {
@@ -105,16 +102,7 @@ impl Domain {
 
     /// Adds a participant, outside. It belongs to the domain until it is dropped.
     pub fn register(&self, kick: Arc<dyn Kick>) -> Arc<Participant> {
-        let participant = Arc::new(Participant {
-            kick,
-            inside: AtomicBool::new(false),
-            pending: AtomicU32::new(0),
-            asked: AtomicU64::new(0),
-            served: AtomicU64::new(0),
-            waiters: AtomicU32::new(0),
-            lock: Mutex::new(()),
-            progress: Condvar::new(),
-        });
+        let participant = Arc::new(Participant::new(kick));
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(|m| m.strong_count() > 0);
         members.push(Arc::downgrade(&participant));
@@ -137,15 +125,13 @@ impl Domain {
     /// behind this call falls into the other's stay.
     #[must_use = "the requests to `from` must be handled"]
     pub fn request_and_wait(&self, requests: Requests, from: Option<&Participant>) -> Requests {
-        // Whatever the caller published comes before the reads of states below.
-        fence(Ordering::SeqCst);
         let asked = self.ask(requests, from);
         let was_inside = from.filter(|p| p.is_inside());
         if let Some(p) = was_inside {
             p.leave();
         }
-        for (participant, ticket) in &asked {
-            participant.wait_for(*ticket);
+        for (participant, asked) in asked {
+            participant.wait_for(asked);
         }
         was_inside.map_or(Requests::empty(), |p| self.settle(p, p.enter()))
     }
@@ -179,110 +165,39 @@ impl Domain {
     }
 
     fn alone(&self) -> MutexGuard<'_, bool> {
-        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.alone)
     }
 
     fn wait_until_over(&self) -> MutexGuard<'_, bool> {
-        let over = self.over.wait_while(self.alone(), |alone| *alone);
-        over.unwrap_or_else(PoisonError::into_inner)
+        let mut alone = self.alone();
+        while *alone {
+            alone = wait(&self.over, alone);
+        }
+        alone
     }
 
-    /// Leaves the requests with everybody; returns the tickets.
-    fn ask(&self, requests: Requests, from: Option<&Participant>) -> Vec<(Arc<Participant>, u64)> {
+    /// Leaves the requests with everybody.
+    fn ask(
+        &self,
+        requests: Requests,
+        from: Option<&Participant>,
+    ) -> Vec<(Arc<Participant>, Asked)> {
         let members: Vec<_> = {
             let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
             members.iter().filter_map(Weak::upgrade).collect()
         };
+        // One that was just dropped is not asked: what it did before comes before what the caller does.
+        fence(Ordering::Acquire);
         members
             .into_iter()
             .filter(|p| from.is_none_or(|f| !std::ptr::eq(f, &raw const **p)))
             .map(|p| {
-                let ticket = p.request(requests);
-                (p, ticket)
+                let asked = p.ask(requests);
+                (p, asked)
             })
             .collect()
     }
 }
 
-impl Participant {
-    /// Enters guest mode. Returns (and takes) the requests made while it was outside.
-    pub fn enter(&self) -> Requests {
-        debug_assert!(!self.is_inside(), "entered twice");
-        // A read-modify-write: the state must be visible before the requests are read.
-        self.inside.swap(true, Ordering::SeqCst);
-        self.serve()
-    }
-
-    /// Leaves guest mode.
-    pub fn leave(&self) {
-        debug_assert!(self.is_inside(), "left twice");
-        self.inside.swap(false, Ordering::SeqCst);
-        self.wake();
-    }
-
-    /// Passes a checkpoint: the caller holds nothing any more. Returns (and takes) the requests.
-    pub fn checkpoint(&self) -> Requests {
-        debug_assert!(self.is_inside(), "a checkpoint outside guest mode");
-        self.serve()
-    }
-
-    /// Whether it is in guest mode.
-    pub fn is_inside(&self) -> bool {
-        self.inside.load(Ordering::SeqCst)
-    }
-
-    /// Whether requests wait for it.
-    pub fn has_requests(&self) -> bool {
-        self.pending.load(Ordering::Relaxed) != 0
-    }
-
-    /// Asks this participant alone, without waiting. Returns the number of the request.
-    pub fn request(&self, requests: Requests) -> u64 {
-        self.pending.fetch_or(requests.bits(), Ordering::SeqCst);
-        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        self.kick.kick(requests);
-        ticket
-    }
-
-    fn serve(&self) -> Requests {
-        let ticket = self.asked.load(Ordering::SeqCst);
-        if ticket == self.served.load(Ordering::Relaxed) {
-            return Requests::empty();
-        }
-        let bits = self.pending.swap(0, Ordering::SeqCst);
-        self.served.store(ticket, Ordering::SeqCst);
-        self.wake();
-        Requests::from_bits_truncate(bits)
-    }
-
-    fn wake(&self) {
-        if self.waiters.load(Ordering::SeqCst) != 0 {
-            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
-            self.progress.notify_all();
-        }
-    }
-
-    fn has_passed(&self, ticket: u64) -> bool {
-        !self.is_inside() || self.served.load(Ordering::SeqCst) >= ticket
-    }
-
-    fn wait_for(&self, ticket: u64) {
-        const SPINS: u32 = 200;
-        for _ in 0..SPINS {
-            if self.has_passed(ticket) {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-        self.waiters.fetch_add(1, Ordering::SeqCst);
-        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let guard = self
-            .progress
-            .wait_while(guard, |()| !self.has_passed(ticket));
-        drop(guard.unwrap_or_else(PoisonError::into_inner));
-        self.waiters.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;

@@ -1,56 +1,59 @@
 //! Asking a vCPU for attention from another thread, or from a signal handler.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
-use memory::quiesce::{Kick, Requests};
+use memory::quiesce::{Bell, Kick, Participant, Polled, Requests};
 
 use super::frame::FrameMapping;
 
 /// The handle by which others make a vCPU leave guest code.
 #[derive(Debug)]
 pub struct VcpuKick {
-    frame: Arc<FrameMapping>,
-    wanted: AtomicU32,
+    bell: Bell<FrameMapping>,
+}
+
+impl Polled for FrameMapping {
+    fn go(&self) -> &AtomicU32 {
+        FrameMapping::go(self)
+    }
 }
 
 impl VcpuKick {
     pub(crate) fn new(frame: Arc<FrameMapping>) -> Self {
         Self {
-            frame,
-            wanted: AtomicU32::new(0),
+            bell: Bell::new(frame),
         }
     }
 
     /// Asks for these. Two stores: may be called anywhere, in a signal handler too.
     pub fn request(&self, requests: Requests) {
-        self.wanted.fetch_or(requests.bits(), Ordering::SeqCst);
-        self.notice();
+        self.bell.request(requests);
     }
 
     /// Takes back requests that were not seen yet.
     pub fn withdraw(&self, requests: Requests) {
-        self.wanted.fetch_and(!requests.bits(), Ordering::SeqCst);
+        self.bell.withdraw(requests);
     }
 
     /// Has translated code leave, to look what there is.
     pub(crate) fn notice(&self) {
-        self.frame.go().store(0, Ordering::SeqCst);
+        self.bell.ring();
     }
 
-    /// Translated code may run again.
-    pub(crate) fn clear(&self) {
-        self.frame.go().store(1, Ordering::SeqCst);
-    }
-
-    /// Whether anything was asked for since [`Self::clear`].
+    /// Whether anything was asked for since the vCPU looked last.
     pub(crate) fn is_asked(&self) -> bool {
-        self.frame.go().load(Ordering::Relaxed) == 0
+        self.bell.is_rung()
     }
 
-    /// Takes what was asked for.
-    pub(crate) fn take(&self) -> Requests {
-        Requests::from_bits_truncate(self.wanted.swap(0, Ordering::SeqCst))
+    /// Enters guest mode: what the vCPU is asked for.
+    pub(crate) fn enter(&self, participant: &Participant) -> Requests {
+        self.bell.enter(participant)
+    }
+
+    /// Passes a checkpoint: what the vCPU is asked for. Translated code may run again.
+    pub(crate) fn checkpoint(&self, participant: &Participant) -> Requests {
+        self.bell.checkpoint(participant)
     }
 }
 

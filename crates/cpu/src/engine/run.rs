@@ -17,8 +17,7 @@ use crate::{Exception, Exit, Handled, Platform};
 impl Vcpu {
     /// Runs guest code until something is for the monitor.
     pub fn run(&mut self, platform: &mut dyn Platform) -> Exit {
-        self.kick.clear();
-        let requests = self.memory.participant.enter();
+        let requests = self.kick.enter(&self.memory.participant);
         self.begin_run();
         let before = set_running(Some(self.running()));
         let exit = match self.serve(requests) {
@@ -132,9 +131,7 @@ impl Vcpu {
 
     /// Does what others asked for.
     pub(super) fn serve(&mut self, requests: Requests) -> Result<(), Exit> {
-        let requests = requests
-            | std::mem::replace(&mut self.memory.late, Requests::empty())
-            | self.kick.take();
+        let requests = requests | std::mem::replace(&mut self.memory.late, Requests::empty());
         let requests = self
             .memory
             .domain
@@ -159,8 +156,7 @@ impl Vcpu {
 
     fn look_around(&mut self) -> Result<(), Exit> {
         if self.kick.is_asked() {
-            self.kick.clear();
-            let requests = self.memory.participant.checkpoint();
+            let requests = self.kick.checkpoint(&self.memory.participant);
             self.serve(requests)?;
         } else if !self.memory.late.is_empty() {
             self.serve(Requests::empty())?;

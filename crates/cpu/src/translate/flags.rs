@@ -119,27 +119,67 @@ pub(super) fn masks(
             // The handler of #DE sees them; the division takes long enough.
             wanted = ARITHMETIC;
         }
-        if policy == FlagsAtFaults::Exact && may_fault(instruction) {
+        if policy == FlagsAtFaults::Exact && may_fault(instruction, traits) {
             wanted = ARITHMETIC;
         }
         each(at, wanted);
     }
 }
 
-fn may_fault(instruction: &Instruction) -> bool {
-    instruction.is_stack_instruction()
-        || (0..instruction.op_count()).any(|i| {
-            !matches!(
-                instruction.op_kind(i),
-                OpKind::Register
-                    | OpKind::Immediate8
-                    | OpKind::Immediate8to16
-                    | OpKind::Immediate8to32
-                    | OpKind::Immediate8to64
-                    | OpKind::Immediate16
-                    | OpKind::Immediate32
-                    | OpKind::Immediate32to64
-                    | OpKind::Immediate64
-            )
+/// An access may fault; so may a floating-point instruction on registers alone, where the guest has
+/// unmasked exceptions.
+fn may_fault(instruction: &Instruction, traits: Traits) -> bool {
+    traits.contains(Traits::X87)
+        || instruction.mnemonic() == Mnemonic::Emms
+        || instruction.is_stack_instruction()
+        || (0..instruction.op_count()).any(|i| match instruction.op_kind(i) {
+            OpKind::Register => {
+                let register = instruction.op_register(i);
+                register.is_vector_register() || register.is_mm() || register.is_st()
+            }
+            OpKind::Immediate8
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate32to64
+            | OpKind::Immediate64 => false,
+            _ => true,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn live_before_first(code: &[u8], policy: FlagsAtFaults) -> bool {
+        let decoder = Decoder::new(64, code, DecoderOptions::NONE);
+        let instructions: Vec<_> = decoder.into_iter().collect();
+        let mut forms = Forms::default();
+        for instruction in &instructions {
+            forms.learn(instruction);
+        }
+        let mut live = Vec::new();
+        liveness(&instructions, &forms, policy, &mut live);
+        live[0]
+    }
+
+    #[test]
+    fn exact_keeps_flags_for_whoever_may_fault() {
+        use FlagsAtFaults::{Exact, IfRead};
+        // Each in front of `and %esi,%edi`, which replaces all flags.
+        let divsd = [0xf2, 0x0f, 0x5e, 0xd3, 0x23, 0xfe];
+        let fadd = [0xd8, 0xc1, 0x23, 0xfe];
+        let emms = [0x0f, 0x77, 0x23, 0xfe];
+        let load = [0x8b, 0x07, 0x23, 0xfe];
+        for code in [&divsd[..], &fadd, &emms, &load] {
+            assert!(live_before_first(code, Exact), "{code:x?}");
+            assert!(!live_before_first(code, IfRead), "{code:x?}");
+        }
+        let move_only = [0x89, 0xc3, 0x23, 0xfe];
+        assert!(!live_before_first(&move_only, Exact));
+    }
 }

@@ -9,13 +9,17 @@
 //! | set the bit    |                   |                                                           |
 //! | set the summary| clear the summary | summary last: a harvest that clears it finds the bit, and |
 //! |                | take the words    | one that came before it leaves the summary to the next    |
-#![expect(
-    unsafe_code,
-    reason = "zeroed memory from the allocator, so that a clean bitmap costs nothing"
+#![cfg_attr(
+    not(loom),
+    expect(
+        unsafe_code,
+        reason = "zeroed memory from the allocator, so that a clean bitmap costs nothing"
+    )
 )]
 
+use crate::sync::{AtomicU64, Ordering};
+#[cfg(not(loom))]
 use std::alloc::{Layout, alloc_zeroed};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 const WORD_BITS: u64 = 64;
 
@@ -63,6 +67,8 @@ impl DirtyBitmap {
 
     /// Marks a page; any thread, any time. Returns whether it was clean.
     ///
+    /// Who is not in guest mode, where harvests wait for it, writes to the page *before* this.
+    ///
     /// A page outside the slot is ignored.
     #[inline]
     pub fn mark(&self, page: u64) -> bool {
@@ -71,9 +77,9 @@ impl DirtyBitmap {
         }
         let index = (page / WORD_BITS) as usize;
         let bit = 1 << (page % WORD_BITS);
-        // A load first: a page that is dirty already needs no exclusive cache line.
-        let was_clean = self.words[index].load(Ordering::Relaxed) & bit == 0
-            && self.words[index].fetch_or(bit, Ordering::AcqRel) & bit == 0;
+        // No load first, to spare pages that are dirty already: it could be done before the write to
+        // the page that it is for, and a harvest in between would have neither the write nor the mark.
+        let was_clean = self.words[index].fetch_or(bit, Ordering::AcqRel) & bit == 0;
         self.summarise(index);
         was_clean
     }
@@ -174,7 +180,13 @@ impl std::fmt::Debug for DirtyBitmap {
     }
 }
 
+#[cfg(loom)]
+fn zeroed(len: u64) -> Option<Box<[AtomicU64]>> {
+    Some((0..len).map(|_| AtomicU64::new(0)).collect())
+}
+
 /// `len` zero words that cost no memory until they are touched, or `None` without memory.
+#[cfg(not(loom))]
 fn zeroed(len: u64) -> Option<Box<[AtomicU64]>> {
     let len = usize::try_from(len).ok()?;
     if len == 0 {
@@ -190,7 +202,7 @@ fn zeroed(len: u64) -> Option<Box<[AtomicU64]>> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

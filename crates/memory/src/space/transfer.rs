@@ -103,8 +103,11 @@ impl FlatRange {
             }
             Memory::Ram { piece, .. } => {
                 let hva = piece.ram.hva().wrapping_add(piece.offset + in_region);
+                let written = access::write(hva, from);
+                // Behind the write, also where it ended half-way: a harvest in between finds the
+                // page again.
                 piece.mark(in_region, from.len() as u64);
-                access::write(hva, from)?;
+                written?;
             }
         }
         Ok(())
