@@ -95,6 +95,11 @@ pub trait Platform {
     fn hypercall_instruction(&self, _bytes: [u8; 3]) -> HypercallInstruction {
         HypercallInstruction::Works
     }
+    /// Whether `MONITOR` and `MWAIT` are there; they are `#UD` where not. The default is what CPUID
+    /// says.
+    fn offers_monitor(&mut self, state: &CpuState) -> bool {
+        self.cpuid(state, 1, 0).ecx & 1 << 3 != 0
+    }
     /// Which instructions reach device memory; others leave as ones that can't be run.
     fn device_instructions(&self) -> DeviceInstructions {
         DeviceInstructions::All

@@ -125,7 +125,7 @@ impl Context<'_> {
     /// `MONITOR` and `MWAIT`: where offered, a pause. The write that is waited for can't be seen, and
     /// waking up early is allowed.
     pub(super) fn monitor(&mut self, instruction: &Instruction) -> Result<Next, Abort> {
-        if !self.offer.instructions.contains(Instructions::MONITOR) || self.state.cpl() > 0 {
+        if self.state.cpl() > 0 || !self.platform.offers_monitor(self.state) {
             return Err(undefined());
         }
         if self.state.gpr[gpr::RCX] as u32 > u32::from(instruction.mnemonic() == Mnemonic::Mwait) {

@@ -46,8 +46,6 @@ bitflags::bitflags! {
         const RDPID = 1 << 1;
         /// `INVPCID`.
         const INVPCID = 1 << 2;
-        /// `MONITOR` and `MWAIT`.
-        const MONITOR = 1 << 3;
         /// `XSAVEOPT`.
         const XSAVEOPT = 1 << 4;
         /// `XSAVEC`.
@@ -159,7 +157,6 @@ fn offered_instructions(
         (extended.edx, 27, Instructions::RDTSCP),
         (structured.ecx, 22, Instructions::RDPID),
         (structured.ebx, 10, Instructions::INVPCID),
-        (basic.ecx, 3, Instructions::MONITOR),
         (xsave1.eax, 0, Instructions::XSAVEOPT),
         (xsave1.eax, 1, Instructions::XSAVEC),
         (xsave1.eax, 2, Instructions::XGETBV1),

@@ -54,6 +54,7 @@ const fn bit(function: u32, register: Register, bit: u32) -> Bit {
 
 #[allow(missing_docs, reason = "the names say it")]
 impl Bit {
+    pub const SSE3: Bit = bit(1, Register::Ecx, 0);
     pub const VMX: Bit = bit(1, Register::Ecx, 5);
     pub const PCID: Bit = bit(1, Register::Ecx, 17);
     pub const X2APIC: Bit = bit(1, Register::Ecx, 21);

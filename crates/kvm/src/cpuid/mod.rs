@@ -32,6 +32,9 @@ pub struct Mirrored {
     pub xcr0: u64,
     /// `HLT` doesn't leave the guest, so no vCPU can be woken from it by another.
     pub no_unhalt: bool,
+    /// The bit of `IA32_MISC_ENABLE` that turns `MONITOR` and `MWAIT` on, where it does
+    /// (`KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT` is off).
+    pub mwait: Option<bool>,
 }
 
 /// One vCPU's table.
@@ -121,6 +124,9 @@ impl Cpuid {
         if let Some(leaf) = self.find_mut(1, 0) {
             put(&mut leaf.ecx, 27, registers.os_xsave);
             put(&mut leaf.edx, 9, registers.apic);
+            if let Some(on) = registers.mwait {
+                put(&mut leaf.ecx, 3, on);
+            }
         }
         if registers.no_unhalt
             && let Some(leaf) = self.find_mut(PARAVIRTUAL_FEATURES, 0)
@@ -236,6 +242,7 @@ mod tests {
             apic: false,
             xcr0: 7,
             no_unhalt: false,
+            mwait: None,
         });
         assert_eq!(cpuid.query(1, 0).ecx >> 27 & 1, 1);
         assert_eq!(cpuid.query(1, 0).edx >> 9 & 1, 0);
@@ -246,6 +253,7 @@ mod tests {
             apic: true,
             xcr0: 1,
             no_unhalt: false,
+            mwait: None,
         });
         assert_eq!(cpuid.query(1, 0).ecx >> 27 & 1, 0);
         assert_eq!(cpuid.query(0xd, 0).ebx, 576);

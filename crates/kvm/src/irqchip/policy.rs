@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use kvm_bindings::{
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
     KVM_X86_QUIRK_FIX_HYPERCALL_INSN, KVM_X86_QUIRK_LAPIC_MMIO_HOLE, KVM_X86_QUIRK_LINT0_REENABLED,
+    KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT, KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
 };
 
 use crate::errno::Errno;
@@ -121,6 +122,16 @@ impl Policy {
     /// Whether the register page swallows accesses even when the APIC is not in xAPIC mode.
     pub fn has_mmio_hole(&self) -> bool {
         self.has_quirk(KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
+    }
+
+    /// Whether `MONITOR` and `MWAIT` do nothing even where CPUID doesn't announce them.
+    pub fn never_refuses_mwait(&self) -> bool {
+        self.has_quirk(KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
+    }
+
+    /// Whether a bit of `IA32_MISC_ENABLE` turns `MONITOR` and `MWAIT` on and off.
+    pub fn heeds_mwait_switch(&self) -> bool {
+        !self.has_quirk(KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)
     }
 
     /// Nanoseconds of one cycle of the APIC's bus.

@@ -60,6 +60,8 @@ const MISC_ENABLE_RESET: u64 = 1 << 11 | 1 << 12;
 const MISC_ENABLE_PMU_READ_ONLY: u64 = MISC_ENABLE_RESET | 1 << 7;
 /// `IA32_MISC_ENABLE`: performance monitoring, kept as it is.
 const MISC_ENABLE_EMON: u64 = 1 << 7;
+/// `IA32_MISC_ENABLE`: `MONITOR` and `MWAIT` are there.
+const MISC_ENABLE_MWAIT: u64 = 1 << 18;
 /// `IA32_PLATFORM_INFO`: CPUID faulting.
 const CPUID_FAULT: u64 = 1 << 31;
 /// HWCR: bits that are ignored; bits that can be set.
@@ -101,6 +103,13 @@ impl Default for Msrs {
             mce: Banks::default(),
             paravirtual: paravirtual::Registers::default(),
         }
+    }
+}
+
+impl Msrs {
+    /// What `IA32_MISC_ENABLE` says of `MONITOR` and `MWAIT`.
+    pub(crate) fn enables_mwait(&self) -> bool {
+        self.misc_enable & MISC_ENABLE_MWAIT != 0
     }
 }
 
@@ -349,7 +358,14 @@ impl Bus<'_> {
                 }
                 msrs.misc_features = value;
             }
-            cpu_msr::MISC_ENABLE => write_misc_enable(&mut msrs.misc_enable, value, writer)?,
+            cpu_msr::MISC_ENABLE => {
+                let switched = (msrs.misc_enable ^ value) & MISC_ENABLE_MWAIT != 0;
+                let heeded = self.vcpu.vm().irqchip().policy().heeds_mwait_switch();
+                if switched && heeded && !self.machine.cpuid.has(Bit::SSE3) {
+                    return Err(Refused::Invalid);
+                }
+                write_misc_enable(&mut self.machine.msrs.misc_enable, value, writer)?;
+            }
             n::POWER_CTL => msrs.power_ctl = value,
             n::HWCR => {
                 let value = value & !HWCR_IGNORED;

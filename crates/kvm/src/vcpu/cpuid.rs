@@ -4,7 +4,7 @@ use cpu::system::Offer;
 use kvm_bindings::kvm_cpuid_entry2;
 use x86::control::Cr4;
 
-use super::machine::Life;
+use super::machine::{Life, Machine};
 use super::{Inner, Vcpu, control};
 use crate::cpuid::{Bit, Cpuid, Mirrored};
 use crate::errno::Errno;
@@ -57,7 +57,14 @@ impl Vcpu {
             apic: self.apic_base(&inner.machine) & APIC_ENABLE != 0,
             xcr0: state.xcr0,
             no_unhalt: self.vm().halts_in_guest(),
+            mwait: self.mwait_switch(&inner.machine),
         }
+    }
+
+    /// Whether `IA32_MISC_ENABLE` turns `MONITOR` and `MWAIT` on, where it is heeded.
+    pub(crate) fn mwait_switch(&self, machine: &Machine) -> Option<bool> {
+        let heeded = self.vm().irqchip().policy().heeds_mwait_switch();
+        heeded.then(|| machine.msrs.enables_mwait())
     }
 
     /// Brings the bits of CPUID that mirror registers up to date, after the monitor changed them.

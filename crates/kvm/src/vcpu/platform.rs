@@ -101,6 +101,7 @@ impl Platform for VcpuPlatform<'_> {
                 apic,
                 xcr0: state.xcr0,
                 no_unhalt: self.vcpu.vm().halts_in_guest(),
+                mwait: self.vcpu.mwait_switch(self.machine),
             });
         }
         self.machine.cpuid.query(leaf, subleaf)
@@ -187,6 +188,11 @@ impl Platform for VcpuPlatform<'_> {
         } else {
             HypercallInstruction::Undefined
         }
+    }
+
+    fn offers_monitor(&mut self, state: &CpuState) -> bool {
+        let policy = self.vcpu.vm().irqchip().policy();
+        policy.never_refuses_mwait() || self.cpuid(state, 1, 0).ecx & 1 << 3 != 0
     }
 
     fn device_instructions(&self) -> DeviceInstructions {
