@@ -14,6 +14,7 @@
 
 pub mod access;
 pub mod ahead;
+pub mod chain;
 pub mod dirty;
 pub mod pagemap;
 pub mod quiesce;

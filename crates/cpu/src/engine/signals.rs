@@ -13,12 +13,10 @@
 )]
 
 use std::cell::Cell;
-use std::mem::MaybeUninit;
-use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 use memory::access::{self, Verdict};
+use memory::chain::Chain;
 
 use super::frame::{Frame, HostTrap};
 
@@ -42,35 +40,17 @@ pub(crate) fn set_running(running: Option<Running>) -> Option<Running> {
     RUNNING.with(|r| r.replace(running))
 }
 
-const OWN: [libc::c_int; 2] = [libc::SIGFPE, libc::SIGILL];
-/// Leaked, also when replaced: a handler on another thread may be reading it.
-static PREVIOUS: [AtomicPtr<libc::sigaction>; 2] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; OWN.len()];
-
-fn place(signal: libc::c_int) -> Option<&'static AtomicPtr<libc::sigaction>> {
-    let index = OWN.iter().position(|s| *s == signal)?;
-    Some(&PREVIOUS[index])
-}
+static CHAIN: Chain<2> = Chain::new([libc::SIGFPE, libc::SIGILL]);
 
 /// The action behind our handler for `signal`, or `None` where our handler does not stand there.
 pub fn previous(signal: libc::c_int) -> Option<libc::sigaction> {
-    let action = place(signal)?.load(Ordering::Acquire);
-    // SAFETY: null, or what `remember` leaked: it lives for ever and is never written again.
-    unsafe { action.as_ref() }.copied()
+    CHAIN.previous(signal)
 }
 
 /// Makes `action` the one behind our handler and gives the one before, or `None` (and changes
 /// nothing) where our handler does not stand there.
 pub fn replace_previous(signal: libc::c_int, action: &libc::sigaction) -> Option<libc::sigaction> {
-    let before = previous(signal)?;
-    remember(signal, *action);
-    Some(before)
-}
-
-fn remember(signal: libc::c_int, action: libc::sigaction) {
-    if let Some(place) = place(signal) {
-        place.store(Box::leak(Box::new(action)), Ordering::Release);
-    }
+    CHAIN.replace_previous(signal, action)
 }
 
 fn install() {
@@ -78,20 +58,9 @@ fn install() {
     ONCE.call_once(|| {
         let registered = access::register_hook(memory_hook);
         debug_assert!(registered, "no room for another hook");
-        for signal in OWN {
-            let mut old = MaybeUninit::<libc::sigaction>::zeroed();
-            // SAFETY: an all-zero sigaction is valid, and the handler has the signature that
-            // SA_SIGINFO asks for.
-            unsafe {
-                libc::sigaction(signal, ptr::null(), old.as_mut_ptr());
-                // Before our handler can run and look for it.
-                remember(signal, old.assume_init());
-                let mut new = old.assume_init();
-                new.sa_sigaction = handle as *const () as usize;
-                new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-                libc::sigaction(signal, &raw const new, ptr::null_mut());
-            }
-        }
+        // SAFETY: the handler takes no lock and allocates nothing, and hands on what is not of
+        // translated code.
+        unsafe { CHAIN.install(handle) };
     });
 }
 
@@ -138,42 +107,6 @@ unsafe extern "C" fn handle(
     if diverted {
         return;
     }
-    if let Some(previous) = previous(signal) {
-        // SAFETY: the arguments are those that we were called with.
-        unsafe { chain(&previous, signal, info, context) };
-    }
-}
-
-/// Hands the signal to the handler that stood there before.
-///
-/// # Safety
-/// The arguments are those of a signal handler.
-unsafe fn chain(
-    previous: &libc::sigaction,
-    signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    context: *mut libc::c_void,
-) {
-    match previous.sa_sigaction {
-        libc::SIG_DFL | libc::SIG_IGN => {
-            // The instruction runs again and traps again, with the default action.
-            // SAFETY: an action that the kernel gave us, made the default.
-            unsafe {
-                let mut default = *previous;
-                default.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &raw const default, ptr::null_mut());
-            }
-        }
-        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            type Handler =
-                unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
-            // SAFETY: SA_SIGINFO says that the handler has three arguments.
-            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal, info, context) };
-        }
-        handler => {
-            type Handler = unsafe extern "C" fn(libc::c_int);
-            // SAFETY: the handler has one argument.
-            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal) };
-        }
-    }
+    // SAFETY: the arguments are those that we were called with.
+    unsafe { CHAIN.hand_on(signal, info, context) };
 }

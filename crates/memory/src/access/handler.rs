@@ -6,7 +6,6 @@
 //!
 //! Everything here is async-signal-safe: it takes no lock and allocates nothing.
 
-use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -14,7 +13,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use addr::Hva;
 
 use super::instruction::table;
-use super::previous::{self, SIGNALS};
+use crate::chain::Chain;
 
 /// The state of the thread that faulted, as the kernel saved it; changes take effect when the
 /// handler returns.
@@ -43,12 +42,25 @@ const MAX_HOOKS: usize = 8;
 
 static HOOKS: [AtomicPtr<()>; MAX_HOOKS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_HOOKS];
 static INSTALLED: Once = Once::new();
+static CHAIN: Chain<2> = Chain::new([libc::SIGSEGV, libc::SIGBUS]);
+
+/// The action behind our handler for `signal`, or `None` where our handler does not stand there.
+pub fn previous(signal: libc::c_int) -> Option<libc::sigaction> {
+    CHAIN.previous(signal)
+}
+
+/// Makes `action` the one behind our handler and gives the one before, or `None` (and changes
+/// nothing) where our handler does not stand there.
+pub fn replace_previous(signal: libc::c_int, action: &libc::sigaction) -> Option<libc::sigaction> {
+    CHAIN.replace_previous(signal, action)
+}
 
 /// Installs the handler, once for the process; calls after the first do nothing.
 ///
 /// [`crate::ram::GuestRam`] and [`crate::slot::Slots`] call it: nobody can have guest memory before.
 pub fn install() {
-    INSTALLED.call_once(|| SIGNALS.into_iter().for_each(replace));
+    // SAFETY: the handler takes no lock and allocates nothing, and hands on what it does not know.
+    INSTALLED.call_once(|| unsafe { CHAIN.install(handle) });
 }
 
 /// Adds a hook. Returns whether there was room for it (there are eight places).
@@ -64,24 +76,6 @@ pub fn register_hook(hook: Hook) -> bool {
             Err(taken) => taken == hook,
         }
     })
-}
-
-fn replace(signal: libc::c_int) {
-    let mut old = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: an all-zero sigaction is valid; the handler has the signature that SA_SIGINFO asks
-    // for; `sigaction` can't fail for these signals and fills `old`.
-    unsafe {
-        libc::sigaction(signal, ptr::null(), old.as_mut_ptr());
-        // Before our handler can run and look for it.
-        previous::set(signal, old.assume_init());
-        let mut new = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        new.sa_sigaction = handle as *const () as usize;
-        new.sa_mask = old.assume_init_ref().sa_mask;
-        // On the alternate stack where there is one: Rust's own handler, which we chain to, tells a
-        // stack overflow from other faults there.
-        new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        libc::sigaction(signal, &raw const new, ptr::null_mut());
-    }
 }
 
 unsafe extern "C" fn handle(
@@ -103,7 +97,7 @@ unsafe extern "C" fn handle(
         return;
     }
     // SAFETY: the arguments are those that we were called with.
-    unsafe { chain(signal, info, context) };
+    unsafe { CHAIN.hand_on(signal, info, context) };
 }
 
 fn fix_up(state: &mut Context<'_>) -> bool {
@@ -126,43 +120,4 @@ fn ask_hooks(state: &mut Context<'_>) -> bool {
         let hook = unsafe { std::mem::transmute::<*mut (), Hook>(hook) };
         hook(state) == Verdict::Resume
     })
-}
-
-/// Hands the signal to the handler that stood there before.
-///
-/// # Safety
-/// The arguments are those of a signal handler.
-unsafe fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let Some(previous) = previous::previous(signal) else {
-        return;
-    };
-    match previous.sa_sigaction {
-        // The instruction runs again, faults again, and the default action kills the process with
-        // the core dump that it would have left without us. An ignored fault is a fatal one, too.
-        libc::SIG_DFL | libc::SIG_IGN => {
-            // SAFETY: `previous` is what the kernel gave us, with the default action; `info` is the
-            // kernel's.
-            unsafe {
-                let mut default = previous;
-                default.sa_sigaction = libc::SIG_DFL;
-                libc::sigaction(signal, &raw const default, ptr::null_mut());
-                // What a process sent comes once: it is sent again, and taken when we return.
-                if (*info).si_code <= 0 {
-                    libc::raise(signal);
-                }
-            }
-        }
-        handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            type Handler =
-                unsafe extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
-            // SAFETY: SA_SIGINFO says that the handler has three arguments; the address is that of
-            // a handler that the kernel would have called.
-            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal, info, context) };
-        }
-        handler => {
-            type Handler = unsafe extern "C" fn(libc::c_int);
-            // SAFETY: as above, with one argument.
-            unsafe { std::mem::transmute::<usize, Handler>(handler)(signal) };
-        }
-    }
 }

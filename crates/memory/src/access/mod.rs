@@ -31,14 +31,12 @@
 mod copy;
 mod handler;
 mod instruction;
-mod previous;
 
 use addr::Hva;
 
 pub use copy::{copy, fill, load, read, read_words, store, write, write_words};
-pub use handler::{Context, Hook, Verdict, install, register_hook};
+pub use handler::{Context, Hook, Verdict, install, previous, register_hook, replace_previous};
 pub use instruction::Word;
-pub use previous::{previous, replace_previous};
 
 /// The host has no memory behind an address (to an API's caller: `EFAULT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
