@@ -1,6 +1,6 @@
 //! What the vCPUs of one VM share.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use addr::{Gpa, Gva};
@@ -42,7 +42,8 @@ pub struct MmuConfig {
     /// Guest physical addresses of at most so many bits get entries in the second level (31 to 52);
     /// what lies beyond is looked up in the memslots each time.
     pub max_phys_bits: u8,
-    /// Shadow pages to keep at most; beyond, all are dropped and made anew as needed.
+    /// Shadow pages to keep at most; beyond, all are dropped and made anew as needed
+    /// ([`Mmu::set_shadow_limit`]).
     pub shadow_pages: usize,
 }
 
@@ -84,6 +85,8 @@ pub struct Mmu {
     pub(crate) second: Vec<SecondLevel>,
     /// The shadow tables; none on the other paths.
     pub(crate) shadow: Option<Shadow>,
+    /// The most shadow pages.
+    shadow_limit: AtomicUsize,
     /// Serialises those who take entries away from the second level.
     pub(crate) changes: Mutex<()>,
     rings: Mutex<Vec<SharedRing>>,
@@ -111,6 +114,7 @@ impl Mmu {
                 .map(|_| SecondLevel::new(config.max_phys_bits.into()))
                 .collect(),
             shadow: (config.path == PagingPath::Shadow).then(Shadow::default),
+            shadow_limit: AtomicUsize::new(config.shadow_pages),
             changes: Mutex::default(),
             rings: Mutex::default(),
             vcpus: Mutex::default(),
@@ -252,14 +256,24 @@ impl Mmu {
         }
     }
 
-    /// There are too many shadow pages: begin anew.
-    pub(crate) fn recycle_shadow(&self, from: Option<&Participant>) {
-        if let Some(shadow) = &self.shadow {
+    /// The most shadow pages from now on; with more of them the shadow tables begin anew. Those of one
+    /// translation may come on top. The other paths have none.
+    pub fn set_shadow_limit(&self, pages: usize) {
+        self.shadow_limit.store(pages, Ordering::Relaxed);
+        self.bound_shadow(None);
+    }
+
+    /// Begins anew with the shadow tables if there are too many pages; whether it has.
+    pub(crate) fn bound_shadow(&self, from: Option<&Participant>) -> bool {
+        let limit = self.shadow_limit.load(Ordering::Relaxed);
+        let shadow = self.shadow.as_ref().filter(|s| s.pages() > limit);
+        if let Some(shadow) = shadow {
             self.stats.mmu_recycled.add(shadow.pages() as u64);
             let limbo = shadow.clear();
             self.flush_others(from);
             shadow.recycle(limbo);
         }
+        shadow.is_some()
     }
 
     #[must_use]

@@ -185,8 +185,7 @@ impl VcpuMmu {
             shadow.settle(settling);
             effect = TlbEffect::FlushAll;
         }
-        if waiting == Waiting::Possible && shadow.pages() > self.mmu.config.shadow_pages {
-            self.mmu.recycle_shadow(self.participant.as_deref());
+        if waiting == Waiting::Possible && self.mmu.bound_shadow(self.participant.as_deref()) {
             effect = TlbEffect::FlushAll;
         }
         shadow.find_roots(&self.mmu, roots, self.space, &self.regime);
@@ -282,6 +281,11 @@ impl VcpuMmu {
     #[inline(never)]
     fn shadow_fault(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
         let mmu = Arc::clone(&self.mmu);
+        // A guest that never flushes may not have tables without end. What this vCPU's TLB holds
+        // stays right: nothing is protected now, and whoever takes a right away flushes it.
+        if self.participant.is_some() {
+            mmu.bound_shadow(self.participant.as_deref());
+        }
         let mut roots = self.roots.take();
         let result = match (&mmu.shadow, &mut roots) {
             (Some(shadow), Some(roots)) => self.shadow_walk(shadow, roots, gva, access),

@@ -81,6 +81,28 @@ fn too_many_shadow_pages_are_recycled() {
     machine.mmu.check_invariants().unwrap();
 }
 
+/// A guest that takes table after table into use and never flushes.
+#[test]
+fn shadow_pages_are_bounded_without_flushes() {
+    const LIMIT: usize = 64;
+    const BYTES_OF_A_PAGE: usize = 2 * 4096;
+    let mut machine = Machine::new(PagingPath::Shadow, 8 * MIB);
+    machine.join();
+    one_page(&mut machine);
+    machine.mmu.set_shadow_limit(LIMIT);
+    for table in 0..512 {
+        let at = 2 * MIB + table * 0x1000;
+        machine.poke(0x3000 + table * 8, at | P_RW_US);
+        machine.poke(at, (4 * MIB + table * 0x1000) | P_RW_US);
+        let gva = Gva::new(table * 2 * MIB);
+        let got = machine.vcpu.translate(gva, READ).unwrap();
+        assert_eq!(got.gpa.raw(), 4 * MIB + table * 0x1000);
+        assert!(machine.mmu.table_bytes() <= (LIMIT + 4) * BYTES_OF_A_PAGE);
+    }
+    assert!(machine.mmu.stats().mmu_recycled.get() >= 512 - LIMIT as u64);
+    machine.mmu.check_invariants().unwrap();
+}
+
 /// A page-table page is emptied, freed, and taken for another address, as the kernel does when a
 /// process replaces itself by another: nothing is invalidated, because nothing at the new address
 /// was ever mapped.

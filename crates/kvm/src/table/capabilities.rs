@@ -104,7 +104,7 @@ const fn mask(bits: u32) -> Value {
 caps! {
     KVM_CAP_IRQCHIP = YES, Full;
     KVM_CAP_HLT = YES, Full;
-    KVM_CAP_MMU_SHADOW_CACHE_CONTROL = YES, Partial("the number bounds nothing: with nested paging as in the kernel, with shadow paging not yet");
+    KVM_CAP_MMU_SHADOW_CACHE_CONTROL = YES, Full;
     KVM_CAP_USER_MEMORY = YES, Full;
     KVM_CAP_SET_TSS_ADDR = YES, Full;
     KVM_CAP_VAPIC = YES, Full;

@@ -3,7 +3,7 @@
 use kvm_bindings as kb;
 
 use super::Handler::{Device, None, System, Vcpu, Vm};
-use super::Status::{Absent, As, Full, Partial};
+use super::Status::{Absent, As, Full};
 use super::number::{io, ior, iow, iowr};
 use super::{Handler, Ioctl, Level, Status};
 use crate::raw::{device, system, vcpu, vm, vm_irq};
@@ -128,7 +128,7 @@ pub static IOCTLS: &[Ioctl] = &[
     integer("KVM_SET_MEMORY_REGION", iow::<[u8; 24]>(0x40), "kvm_memory_region", "", REMOVED, None(Level::Vm)),
     row!("KVM_GET_DIRTY_LOG", iow(0x42, kvm_dirty_log), "", Full, Vm(vm::get_dirty_log)),
     integer("KVM_SET_MEMORY_ALIAS", iow::<[u8; 32]>(0x43), "kvm_memory_alias", "", REMOVED, None(Level::Vm)),
-    number("KVM_SET_NR_MMU_PAGES", io(0x44), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Partial("the number bounds nothing: with nested paging as in the kernel, with shadow paging not yet"), Vm(vm::set_nr_mmu_pages)),
+    number("KVM_SET_NR_MMU_PAGES", io(0x44), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", Full, Vm(vm::set_nr_mmu_pages)),
     number("KVM_GET_NR_MMU_PAGES", io(0x45), "KVM_CAP_MMU_SHADOW_CACHE_CONTROL", REMOVED, None(Level::Vm)),
     row!("KVM_SET_USER_MEMORY_REGION", iow(0x46, kvm_userspace_memory_region), "KVM_CAP_USER_MEMORY", Full, Vm(vm::set_user_memory_region)),
     number("KVM_SET_TSS_ADDR", io(0x47), "KVM_CAP_SET_TSS_ADDR", Full, Vm(vm::set_tss_addr)),

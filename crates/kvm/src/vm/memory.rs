@@ -172,12 +172,14 @@ impl Vm {
             .map_err(|_| Errno::EFAULT)
     }
 
-    /// `KVM_SET_NR_MMU_PAGES`. Our second level is bounded by the slots, so the number is only
-    /// checked.
+    /// `KVM_SET_NR_MMU_PAGES`: the most shadow pages. Nested tables are bounded by the slots, here as
+    /// in the kernel.
     pub fn set_nr_mmu_pages(&self, pages: u64) -> Result<(), Errno> {
         if pages < MIN_MMU_PAGES {
             return Err(Errno::EINVAL);
         }
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+        self.shared.mmu().set_shadow_limit(pages);
         Ok(())
     }
 
