@@ -8,7 +8,8 @@
 //! | 3    | this host can't do it (`fourfold doctor` says what is missing)       |
 //!
 //! `fourfold run --exec` ends with the guest command's own code, and with 125 where the command
-//! could not be run at all.
+//! could not be run at all. With `--timeout` both kinds of `run` end with 124 when the time is over,
+//! as `timeout` does.
 
 use std::process::ExitCode;
 
@@ -21,7 +22,8 @@ Exit codes:
   1  the operation failed
   2  the command line is wrong
   3  this host can't do it; `fourfold doctor` says what is missing
-`fourfold run --exec` ends with the command's own code, or with 125 where it could not be run.";
+`fourfold run --exec` ends with the command's own code, or with 125 where it could not be run.
+`fourfold run --timeout` ends with 124 when the time is over.";
 
 /// How it ended.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub(crate) enum Ending {
     Command(u8),
     /// A command could not be run in the guest.
     CommandNotRun(String),
+    /// The time that `--timeout` gave was over first.
+    TimeOver(String),
 }
 
 impl Ending {
@@ -67,6 +71,7 @@ impl Ending {
             Self::HostLacks(message) => fail(&message, 3),
             Self::Command(code) => ExitCode::from(code),
             Self::CommandNotRun(message) => fail(&message, 125),
+            Self::TimeOver(message) => fail(&message, 124),
         }
     }
 }

@@ -1,5 +1,9 @@
 //! The command as a user has it: guests that boot, and every way to be refused.
 
+#[path = "../../vmm/tests/common/kernel.rs"]
+#[allow(dead_code, reason = "written for another test")]
+mod kernel;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -123,6 +127,19 @@ fn a_refusal_says_what_where_and_why() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
         assert!(errors.contains(expected), "{args:?}: {errors}");
     }
+}
+
+/// A guest that goes on for ever is stopped, and the exit code says so.
+#[test]
+fn time_is_over() {
+    let spins = TempFile::new("spins", &kernel::elf(&[0xeb, 0xfe]));
+    let kernel = ["--serial", "none", "--kernel", spins.path()];
+    let mut args = vec!["run", "--accel", "user", "--timeout", "1"];
+    args.extend(kernel);
+    let output = fourfold(&args);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(124), "{errors}");
+    assert!(errors.contains("--timeout"), "{errors}");
 }
 
 /// A KVM that would take half an hour is refused before anything is fetched or booted.

@@ -4,6 +4,9 @@
 //!
 //! `FOURFOLD_FUZZ_SECONDS` lets each test go on for so long; `FOURFOLD_FUZZ_SEED` repeats a run.
 
+#[path = "common/kernel.rs"]
+mod kernel;
+
 mod hostile {
     pub(super) mod garbage;
     pub(super) mod guest;

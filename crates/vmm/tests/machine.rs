@@ -1,5 +1,8 @@
 //! Whole machines with kernels of a few instructions, on the kernel's KVM, and broken kernels.
 
+#[path = "common/kernel.rs"]
+mod kernel;
+
 use std::{
     fs,
     io::{self, Write},
@@ -11,6 +14,7 @@ use std::{
 
 use accel::{Accelerator, Preference, choose};
 use devices::virtio::rng::Rng;
+use kernel::elf;
 use vmm::{Initrd, Machine, MachineConfig, Outcome};
 
 /// The kernel's KVM, or `None` where there is none.
@@ -60,27 +64,6 @@ impl Drop for TempFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
-}
-
-const LOAD_AT: u64 = 0x20_0000;
-
-/// An ELF image whose one segment is `code`, entered at its start.
-fn elf(code: &[u8]) -> Vec<u8> {
-    const HEADERS: u64 = 64 + 56;
-    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
-    image.resize(16, 0);
-    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    image.extend(LOAD_AT.to_le_bytes());
-    image.extend(64_u64.to_le_bytes());
-    image.extend([0; 8 + 4]);
-    image.extend([64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    image.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    let len = code.len() as u64;
-    for word in [HEADERS, LOAD_AT, LOAD_AT, len, len, 0x1000] {
-        image.extend(word.to_le_bytes());
-    }
-    image.extend(code);
-    image
 }
 
 fn config(kernel: &TempFile, output: &Output) -> MachineConfig {

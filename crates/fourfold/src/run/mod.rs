@@ -269,6 +269,9 @@ fn run_interactive(
         machine.run()
     };
     Ok(match outcome {
+        Outcome::Stopped if is_over(deadline) => {
+            Finished::With(Ending::TimeOver(TIME_OVER.to_owned()))
+        }
         Outcome::PowerOff | Outcome::Stopped => Finished::With(Ending::Done),
         Outcome::Reset => Finished::Again,
         Outcome::Crashed(crash) => Finished::With(Ending::Failed(crash_message(&crash, choice))),
@@ -299,15 +302,21 @@ fn run_command(
     if let Some(code) = capture.code() {
         return Ok(Finished::With(Ending::Command(code)));
     }
-    let what = match outcome {
-        Outcome::Crashed(crash) => crash_message(&crash, choice),
-        Outcome::Stopped => "the guest was stopped: the time given by --timeout is over".to_owned(),
+    let ending = |what: &str| format!("{what}; the last lines of its console:\n{}", log.tail());
+    Ok(Finished::With(match outcome {
+        Outcome::Crashed(crash) => Ending::CommandNotRun(ending(&crash_message(&crash, choice))),
+        Outcome::Stopped if is_over(deadline) => Ending::TimeOver(ending(TIME_OVER)),
+        Outcome::Stopped => Ending::CommandNotRun(ending("the guest was stopped")),
         Outcome::PowerOff | Outcome::Reset => {
-            "the guest ended without having run the command".to_owned()
+            Ending::CommandNotRun(ending("the guest ended without having run the command"))
         }
-    };
-    let message = format!("{what}; the last lines of its console:\n{}", log.tail());
-    Ok(Finished::With(Ending::CommandNotRun(message)))
+    }))
+}
+
+const TIME_OVER: &str = "the guest was stopped: the time given by --timeout is over";
+
+fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| Instant::now() >= deadline)
 }
 
 /// Stops the machine when the time is over; it may have been reset before.

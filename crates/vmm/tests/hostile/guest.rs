@@ -6,9 +6,8 @@
 //! second in the same loop, from a trampoline in low memory that goes round the low ports in real mode.
 
 use super::garbage::Garbage;
+pub(crate) use crate::kernel::{LOAD_AT, elf};
 
-/// Where the code lies.
-pub(crate) const LOAD_AT: u64 = 0x20_0000;
 /// The page of virtqueues and those behind it: RAM.
 const RINGS: u32 = 0x40_0000;
 const WINDOW: u32 = 0xc000_0000;
@@ -16,25 +15,6 @@ const ECAM: u32 = 0xe000_0000;
 const BAR_SIZE: u32 = 0x8000;
 const LAPIC: u32 = 0xfee0_0000;
 const IOAPIC: u32 = 0xfec0_0000;
-
-/// An ELF image whose one segment is `code`, entered at its start.
-pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
-    const HEADERS: u64 = 64 + 56;
-    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
-    image.resize(16, 0);
-    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    image.extend(LOAD_AT.to_le_bytes());
-    image.extend(64_u64.to_le_bytes());
-    image.extend([0; 8 + 4]);
-    image.extend([64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    image.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    let len = code.len() as u64;
-    for word in [HEADERS, LOAD_AT, LOAD_AT, len, len, 0x1000] {
-        image.extend(word.to_le_bytes());
-    }
-    image.extend(code);
-    image
-}
 
 /// The guest of this seed: a straight line of some thousand pokes, and a jump back to its start. The
 /// numbers are drawn here rather than by the guest, so that every poke can be well aimed.
