@@ -239,7 +239,9 @@ impl Block<'_> {
     fn call(&mut self, instruction: &Instruction, next: u64) -> Flow {
         let target = target_of(instruction);
         if !self.reach.contains(target) {
-            return self.raise_general();
+            // The push faults first, where it does; the fault of the target takes it back.
+            self.asm.mov_imm(T0, target);
+            return self.push_and_branch(operand_bytes(instruction), next);
         }
         if target <= self.rip {
             self.poll_before_call();
@@ -292,8 +294,12 @@ impl Block<'_> {
     }
 
     fn indirect_call(&mut self, instruction: &Instruction, next: u64) -> Flow {
-        let size = operand_bytes(instruction);
         self.load_target(instruction);
+        self.push_and_branch(operand_bytes(instruction), next)
+    }
+
+    /// Goes on at the address in `T0`, once the return address is pushed.
+    fn push_and_branch(&mut self, size: u32, next: u64) -> Flow {
         self.asm.store(Width::B64, tmp(0), T0);
         let place = self.push_slot(size);
         // What the return address replaces comes back if the target can't be reached.

@@ -9,6 +9,7 @@ mod far;
 mod flags;
 mod interrupts;
 mod io;
+mod manual;
 mod msr;
 mod segments;
 mod syscalls;
