@@ -8,4 +8,5 @@ mod kernels;
 mod memtest;
 mod power_cut;
 mod programs;
+mod qemu;
 mod terminal;
