@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use addr::{Address, Hfn, Hva, PageSize};
@@ -31,6 +32,24 @@ struct Inner {
     pages: HashMap<Hfn, u64, BuildHasherDefault<WordHasher>>,
     /// Pages whose translations are void, in order.
     log: Vec<Hfn>,
+}
+
+/// Bytes of a chunk.
+const CHUNK: usize = 64;
+
+/// The runs of bytes of a page that these chunks are.
+pub(crate) fn runs(mut chunks: u64) -> impl Iterator<Item = Range<usize>> {
+    std::iter::from_fn(move || {
+        if chunks == 0 {
+            return None;
+        }
+        let first = chunks.trailing_zeros();
+        let count = (chunks >> first).trailing_ones();
+        // All 64 of them would be too far to shift.
+        chunks &= u64::MAX.checked_shl(first + count).unwrap_or(0);
+        let (first, count) = (first as usize, count as usize);
+        Some(first * CHUNK..(first + count) * CHUNK)
+    })
 }
 
 /// The bits of the chunks that these bytes of one page touch.
@@ -126,6 +145,14 @@ mod tests {
         assert_eq!(chunks(63, 2), 3);
         assert_eq!(chunks(0, 4096), u64::MAX);
         assert_eq!(chunks(4095, 8), 1 << 63);
+    }
+
+    #[test]
+    fn runs_of_chunks() {
+        let runs = |chunks| runs(chunks).collect::<Vec<_>>();
+        assert_eq!(runs(0), []);
+        assert_eq!(runs(u64::MAX).first(), Some(&(0..4096)));
+        assert_eq!(runs(1 << 63 | 0b1101), [0..64, 128..256, 4032..4096]);
     }
 
     #[test]

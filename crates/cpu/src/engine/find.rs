@@ -3,7 +3,7 @@
 use addr::{Address, Gva, Hva, PageSize};
 
 use super::blocks::{Block, CodeContext, PageKey, check_of};
-use super::code_map::chunks;
+use super::code_map::{chunks, runs};
 use super::frame::NO_MODE;
 use super::memory::{CodePlace, read_ram};
 use super::segments::bad_address;
@@ -189,13 +189,10 @@ impl Vcpu {
         }
         page.verified = epoch;
         let base = page.key.host.number() << 12;
-        let mut left = page.chunks;
-        while left != 0 {
-            let at = left.trailing_zeros() as usize * 64;
-            left &= left - 1;
-            let mut now = [0; 64];
-            read_ram(Hva::new(base + at as u64), &mut now)?;
-            if now != page.copy[at..at + 64] {
+        for run in runs(page.chunks) {
+            let now = &mut self.scratch[run.clone()];
+            read_ram(Hva::new(base + run.start as u64), now)?;
+            if *now != page.copy[run] {
                 return Ok(false);
             }
         }

@@ -83,6 +83,8 @@ pub struct Vcpu {
     /// Grows where translated bytes may have been changed by the host.
     pub(super) epoch: u64,
     pub(super) seen_voids: usize,
+    /// What a page of code holds now, to be compared with what was translated.
+    pub(super) scratch: Box<[u8; 4096]>,
     /// What the code that runs now depends on, and what the tables of each view are for.
     pub(super) context: CodeContext,
     pub(super) contexts: [CodeContext; 3],
@@ -136,6 +138,7 @@ impl Vcpu {
             generation: 0,
             epoch: 0,
             seen_voids,
+            scratch: Box::new([0; 4096]),
             context: CodeContext::default(),
             contexts: [CodeContext::default(); 3],
             extra: 0,
