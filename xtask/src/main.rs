@@ -54,6 +54,8 @@ enum Task {
     HostileCode(harness::Arguments),
     /// The handshakes between vCPU threads under every order of steps that the memory model allows
     Loom,
+    /// Tests whose threads meet, under the thread sanitizer (with a nightly compiler)
+    Tsan,
 }
 
 fn main() -> Result<()> {
@@ -70,6 +72,7 @@ fn main() -> Result<()> {
         Task::CompareTcg(options) => compare_tcg::main(&options),
         Task::HostileCode(arguments) => harness::run("differential", "hostile", &arguments),
         Task::Loom => threads::loom(),
+        Task::Tsan => threads::tsan(),
         Task::Differential(arguments) => harness::run("differential", "differential", &arguments),
     }
 }

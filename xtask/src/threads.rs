@@ -1,5 +1,7 @@
-//! What threads do to each other: every order of steps.
+//! What threads do to each other: every order of steps (loom), and what an instrumented run sees
+//! (the thread sanitizer).
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +21,50 @@ pub(crate) fn loom() -> Result<()> {
         .env("RUST_BACKTRACE", "0");
     run(cargo, "the models")
 }
+
+/// `cargo xtask tsan`: tests whose threads meet, with every access watched.
+///
+/// The standard library is not instrumented where its source isn't installed; what that makes
+/// the thread sanitizer say wrongly is listed, with reasons, in `tsan.supp`.
+pub(crate) fn tsan() -> Result<()> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let nightly = Command::new("rustc")
+        .args(["+nightly", "--version"])
+        .output();
+    if !nightly.is_ok_and(|output| output.status.success()) {
+        println!(
+            "SKIPPED: ThreadSanitizer needs a nightly compiler: rustup toolchain install nightly"
+        );
+        return Ok(());
+    }
+    let suppressions = Path::new(env!("CARGO_MANIFEST_DIR")).join("tsan.supp");
+    for (package, tests) in TSAN {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .args(["+nightly", "test", "--release", "--package", package])
+            .args(["--target", TARGET, "--target-dir", &folder("tsan")])
+            .args(tests.iter())
+            .env(
+                "RUSTFLAGS",
+                "--cfg tsan -Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer",
+            )
+            .env(
+                "TSAN_OPTIONS",
+                format!(
+                    "halt_on_error=0 exitcode=66 suppressions={}",
+                    suppressions.display()
+                ),
+            );
+        run(cargo, &format!("ThreadSanitizer on {package}"))?;
+    }
+    Ok(())
+}
+
+/// Packages, and which of their tests.
+const TSAN: [(&str, &[&str]); 2] = [
+    ("memory", &["--lib", "--test", "readers"]),
+    ("mmu", &["--test", "parallel"]),
+];
 
 fn folder(name: &str) -> String {
     let target = std::env::var("CARGO_TARGET_DIR")

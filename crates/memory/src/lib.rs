@@ -11,6 +11,7 @@
 //! | [`pagemap`] | the host's page tables: from a host virtual address to the page frame             |
 //! | [`dirty`]   | dirty bitmaps and dirty rings                                                  |
 //! | [`quiesce`] | how a writer waits until no vCPU can hold what it has replaced                 |
+//! | [`sync`]    | locks, as tests of threads want them                                           |
 
 pub mod access;
 pub mod ahead;
@@ -21,7 +22,7 @@ pub mod quiesce;
 pub mod ram;
 pub mod slot;
 pub mod space;
-mod sync;
+pub mod sync;
 
 #[cfg(all(test, loom))]
 mod models;

@@ -43,7 +43,7 @@ pub use bell::{Bell, Polled};
 pub use participant::Participant;
 use word::Asked;
 
-use crate::sync::{Condvar, Mutex, MutexGuard, lock, wait};
+use crate::sync::{Condvar, Mutex, MutexGuard, UnmodelledMutex, lock, wait};
 
 bitflags::bitflags! {
     /// What a vCPU is asked to do at its next checkpoint.
@@ -75,8 +75,8 @@ pub trait Kick: Send + Sync {
 /// One virtual machine's meeting place of readers and writers.
 #[derive(Default)]
 pub struct Domain {
-    /// Not one of `sync`'s: no other step is taken under it.
-    members: std::sync::Mutex<Vec<Weak<Participant>>>,
+    /// No other step is taken under it.
+    members: UnmodelledMutex<Vec<Weak<Participant>>>,
     /// Whether a participant is alone in guest mode, or on its way to it.
     alone: Mutex<bool>,
     over: Condvar,

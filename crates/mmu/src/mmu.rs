@@ -1,7 +1,9 @@
 //! What the vCPUs of one VM share.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
+
+use memory::sync::{Mutex, MutexGuard};
 
 use addr::{Gpa, Gva};
 use arc_swap::ArcSwapOption;
@@ -310,6 +312,6 @@ impl Mmu {
     }
 }
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

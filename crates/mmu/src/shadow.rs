@@ -48,7 +48,7 @@ mod memory;
 mod state;
 mod sync;
 
-use std::sync::Mutex;
+use ::memory::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use memory::PageMemory;

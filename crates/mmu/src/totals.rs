@@ -1,6 +1,8 @@
 //! Sums over all vCPUs that this process has had: for a report at its end, when they may be gone.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
+
+use memory::sync::Mutex;
 
 use crate::mmu::lock;
 use crate::stats::VcpuStats;

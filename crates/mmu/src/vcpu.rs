@@ -1,7 +1,9 @@
 //! One vCPU's side of the MMU: its registers, and the translation of its accesses.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+
+use memory::sync::Mutex;
 use std::time::Instant;
 
 use addr::{Gpa, Gva, Hva, PageSize};

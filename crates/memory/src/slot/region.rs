@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
+
+use crate::sync::{Mutex, MutexGuard};
 
 use addr::{Address, Gfn, Gpa, Hva, PageSize};
 use arc_swap::{ArcSwap, Guard};

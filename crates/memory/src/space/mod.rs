@@ -33,7 +33,9 @@ mod transfer;
 mod tree;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use crate::sync::{Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 

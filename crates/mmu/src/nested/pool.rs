@@ -10,8 +10,10 @@
     reason = "entries hold addresses of tables, which live as long as the pool"
 )]
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use memory::sync::Mutex;
 
 use super::entry::{ENTRIES, Entry};
 
