@@ -29,9 +29,12 @@ pub(crate) struct Options {
     /// Only the core set, which the gate runs
     #[arg(long)]
     core: bool,
-    /// Only the tests that measure, on both KVMs alternating so many times, with ratios
-    #[arg(long, value_name = "ROUNDS", num_args = 0..=1, default_missing_value = "3")]
-    compare: Option<u32>,
+    /// Only the tests that measure, on both KVMs alternating, with ratios
+    #[arg(long)]
+    compare: bool,
+    /// How many times each runs for --compare; medians are printed
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
     /// Seconds that one test may take (a few listed ones get more)
     #[arg(long, default_value_t = 40)]
     limit: u64,
@@ -56,18 +59,16 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     let fourfold = build::fourfold()?;
     let folder = build::selftests(&options.source, set)?;
     let limit = Duration::from_secs(options.limit);
-    if let Some(rounds) = options.compare {
-        return compare::main(&fourfold, &folder, rounds.max(1), limit);
+    if options.compare {
+        let rounds = options.rounds.max(1);
+        return compare::main(&fourfold, &folder, &options.names, rounds, limit);
     }
     let cases = list::choose(&folder, &options.names, set)?;
     let kernel = options.on != On::User && kernel_kvm_opens();
-    let mut rows = Vec::new();
+    let mut report = report::Report::new(cases.len());
     for case in cases {
         if case.processors() > std::thread::available_parallelism()?.get() {
-            println!(
-                "{case:<48} not run: it needs {} processors",
-                case.processors()
-            );
+            report.leave_out(&case);
             continue;
         }
         let _huge = (case.test == "x86_64/dirty_log_page_splitting_test").then(HugePages::reserve);
@@ -77,12 +78,9 @@ pub(crate) fn main(options: &Options) -> Result<()> {
         let kvm = (kernel && case.options.is_empty())
             .then(|| run::on_kernel(&folder, &case, limit))
             .transpose()?;
-        let row = report::Row { case, user, kvm };
-        println!("{row}");
-        rows.push(row);
+        report.add(report::Row { case, user, kvm });
     }
-    report::summary(&rows);
-    let bad = rows.iter().filter(|r| r.is_failure()).count();
+    let bad = report.finish(&run::logs()?.join("report.txt"))?;
     if bad > 0 {
         bail!("{bad} tests failed or timed out on user, or skipped without a listed reason");
     }
@@ -106,7 +104,8 @@ pub(crate) fn core() -> Result<()> {
     main(&Options {
         names: Vec::new(),
         core: true,
-        compare: None,
+        compare: false,
+        rounds: 1,
         limit: 40,
         on: On::User,
         source,

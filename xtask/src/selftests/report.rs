@@ -1,6 +1,10 @@
 //! The two results of each test, side by side.
 
 use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
 
 use super::list::{Case, skip_reason};
 use super::run::{Outcome, Verdict};
@@ -62,26 +66,92 @@ fn cell(outcome: Option<&Outcome>) -> String {
     format!("{verdict:<8} {:>5.1} s", outcome.took.as_secs_f64())
 }
 
-/// Counts, and the reason of each skip.
-pub(crate) fn summary(rows: &[Row]) {
-    println!();
-    count("user", rows, |r| r.user.as_ref());
-    count("kvm", rows, |r| r.kvm.as_ref());
-    for row in rows {
-        if let Some(Outcome {
-            verdict: Verdict::Skip,
-            ..
-        }) = row.user
-        {
-            let reason = skip_reason(&row.case.test).unwrap_or("NO LISTED REASON");
-            println!("skipped on user: {}: {reason}", row.case);
+/// What was found so far: printed as it comes, and kept.
+pub(crate) struct Report {
+    rows: Vec<Row>,
+    tests: usize,
+    text: String,
+    started: Instant,
+}
+
+impl Report {
+    /// Of so many tests.
+    pub(crate) fn new(tests: usize) -> Self {
+        let mut report = Self {
+            rows: Vec::new(),
+            tests,
+            text: String::new(),
+            started: Instant::now(),
+        };
+        report.say(&format!("{tests} tests; Linux {}", release()));
+        report
+    }
+
+    fn say(&mut self, line: &str) {
+        println!("{line}");
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    /// One that this machine can't run.
+    pub(crate) fn leave_out(&mut self, case: &Case) {
+        let processors = case.processors();
+        self.say(&format!(
+            "{case:<48} not run: it needs {processors} processors"
+        ));
+    }
+
+    /// One that was run.
+    pub(crate) fn add(&mut self, row: Row) {
+        self.say(&row.to_string());
+        self.rows.push(row);
+    }
+
+    /// Counts, times and the reason of each skip; writes all of it to `file`. How many did not do what
+    /// they promise.
+    pub(crate) fn finish(mut self, file: &Path) -> Result<usize> {
+        let rows = std::mem::take(&mut self.rows);
+        self.say("");
+        if let Some(line) = count("user", &rows, |r| r.user.as_ref()) {
+            self.say(&line);
         }
+        if let Some(line) = count("kvm", &rows, |r| r.kvm.as_ref()) {
+            self.say(&line);
+        }
+        for row in &rows {
+            if let Some(Outcome {
+                verdict: Verdict::Skip,
+                ..
+            }) = row.user
+            {
+                let reason = skip_reason(&row.case.test).unwrap_or("NO LISTED REASON");
+                self.say(&format!("skipped on user: {}: {reason}", row.case));
+            }
+        }
+        let took = self.started.elapsed().as_secs();
+        self.say(&format!(
+            "{} tests in {} min {} s",
+            self.tests,
+            took / 60,
+            took % 60
+        ));
+        std::fs::write(file, &self.text)?;
+        println!("kept in {}", file.display());
+        Ok(rows.iter().filter(|r| r.is_failure()).count())
     }
 }
 
-fn count(name: &str, rows: &[Row], of: impl Fn(&Row) -> Option<&Outcome>) {
+fn release() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.unwrap_or_default().trim().to_owned()
+}
+
+/// Nothing where none ran.
+fn count(name: &str, rows: &[Row], of: impl Fn(&Row) -> Option<&Outcome>) -> Option<String> {
+    let mut took = Duration::ZERO;
     let (mut pass, mut skip, mut fail, mut late) = (0, 0, 0, 0);
     for outcome in rows.iter().filter_map(of) {
+        took += outcome.took;
         match outcome.verdict {
             Verdict::Pass => pass += 1,
             Verdict::Skip => skip += 1,
@@ -89,5 +159,10 @@ fn count(name: &str, rows: &[Row], of: impl Fn(&Row) -> Option<&Outcome>) {
             Verdict::TimedOut => late += 1,
         }
     }
-    println!("{name}: {pass} passed, {fail} failed, {late} timed out, {skip} skipped");
+    let took = took.as_secs_f64();
+    (took > 0.0).then(|| {
+        format!(
+            "{name}: {pass} passed, {fail} failed, {late} timed out, {skip} skipped; {took:.0} s"
+        )
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -39,28 +39,52 @@ pub(crate) fn on_user(
     case: &Case,
     limit: Duration,
 ) -> Result<Outcome> {
-    let mut command = Command::new(fourfold);
+    let mut command = behind_us(fourfold);
     command
         .args(["exec", "--accel", "user"])
         .args(case.options)
         .arg("--")
         .arg(folder.join(&case.test))
         .args(case.arguments);
-    run(command, case, limit)
+    run(command, case, Side::User, limit)
 }
 
 /// The test as it is, on `/dev/kvm`.
 pub(crate) fn on_kernel(folder: &Path, case: &Case, limit: Duration) -> Result<Outcome> {
-    let mut command = Command::new(folder.join(&case.test));
+    let mut command = behind_us(&folder.join(&case.test));
     command.args(case.arguments);
-    run(command, case, limit)
+    run(command, case, Side::Kernel, limit)
 }
 
-fn run(mut command: Command, case: &Case, limit: Duration) -> Result<Outcome> {
-    let log = workspace::target_directory()?
-        .join("selftests-logs")
-        .join(case.to_string().replace(['/', ' '], "_"));
-    std::fs::create_dir_all(log.parent().context("the log has a folder")?)?;
+/// One step less urgent than this process, that a test whose threads spin can't keep it from ending
+/// the test.
+fn behind_us(program: &Path) -> Command {
+    let mut command = Command::new("nice");
+    command.args(["-n", "1"]).arg(program);
+    command
+}
+
+/// Whose KVM a test runs on.
+#[derive(Clone, Copy)]
+enum Side {
+    User,
+    Kernel,
+}
+
+/// The folder of what the tests print.
+pub(super) fn logs() -> Result<PathBuf> {
+    let logs = workspace::target_directory()?.join("selftests-logs");
+    std::fs::create_dir_all(&logs)?;
+    Ok(logs)
+}
+
+fn run(mut command: Command, case: &Case, side: Side, limit: Duration) -> Result<Outcome> {
+    let suffix = match side {
+        Side::User => "user",
+        Side::Kernel => "kvm",
+    };
+    let name = case.to_string().replace(['/', ' '], "_");
+    let log = logs()?.join(format!("{name}.{suffix}"));
     let output = File::create(&log)?;
     // A group of its own, so that a time-out ends the children too.
     command
@@ -96,22 +120,32 @@ fn judge(status: ExitStatus) -> Verdict {
     }
 }
 
+/// How long a killed process may take to end; one that hangs in the kernel's KVM never does.
+const DYING: Duration = Duration::from_secs(10);
+
 fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let status = ended(child, limit)?;
+    // Whom it left behind, too.
+    let group = format!("-{}", child.id());
+    Command::new("kill")
+        .args(["-KILL", "--", &group])
+        .stderr(Stdio::null())
+        .status()?;
+    if status.is_none() && ended(child, DYING)?.is_none() {
+        println!("process {} can't be killed and stays behind", child.id());
+    }
+    Ok(status)
+}
+
+fn ended(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let deadline = Instant::now() + limit;
-    loop {
+    while Instant::now() < deadline {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() >= deadline {
-            let group = format!("-{}", child.id());
-            Command::new("kill")
-                .args(["-KILL", "--", &group])
-                .status()?;
-            child.wait()?;
-            return Ok(None);
-        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    Ok(None)
 }
 
 fn telling_line(text: &str) -> String {
