@@ -8,6 +8,7 @@ use fastrand::Rng;
 use iced_x86::{Code, Register};
 
 use crate::case::{Batch, Mode, Outcome};
+use crate::compare::Difference;
 use crate::generate::{Catalogue, Exclusion, Form, Tolerance, block, single, values};
 use crate::layout::DATA_BYTES;
 use crate::minimise::{Failure, Pair};
@@ -159,12 +160,12 @@ fn block_batch(
     pair.subject.run(&batch, &mut found)?;
     for (index, (e, f)) in expected.iter().zip(&found).enumerate() {
         tally.count("block", e);
-        let same = || {
-            pair.compare(batch.program(index), e, f, Tolerance::default())
-                .is_empty()
-        };
-        if e.ending.is_exception() && !same() {
-            block_diverged(&batch, index, seed, effort, pair, tally)?;
+        if !e.ending.is_exception() {
+            continue;
+        }
+        let differences = pair.compare(batch.program(index), e, f, Tolerance::default());
+        if !differences.is_empty() {
+            block_diverged(&batch, index, differences, seed, effort, pair, tally)?;
         }
     }
     Ok(())
@@ -173,6 +174,7 @@ fn block_batch(
 fn block_diverged(
     batch: &Batch,
     index: usize,
+    differences: Vec<Difference>,
     seed: u64,
     effort: Effort,
     pair: &mut Pair<'_>,
@@ -188,7 +190,7 @@ fn block_diverged(
         pattern: batch.pattern.clone(),
         tolerance: Tolerance::default(),
     };
-    let mut divergence = divergence(pair, failure, String::new(), seed)?;
+    let mut divergence = divergence(pair, failure, differences, String::new(), seed)?;
     divergence.name = report::forms(&divergence.program).join(" ");
     let count = tally.diverging.entry(divergence.name.clone()).or_default();
     *count += 1;
@@ -257,12 +259,12 @@ impl Drawn {
             let (form, tolerance, _) = self.origins[self.batch.cases[index].program as usize];
             note(seen, form.code, e);
             tally.count(&format!("{:?}", form.code), e);
-            let same = || {
-                pair.compare(self.batch.program(index), e, f, tolerance)
-                    .is_empty()
-            };
-            if e.ending.is_exception() && !same() {
-                self.diverged(index, pair, effort, tally)?;
+            if !e.ending.is_exception() {
+                continue;
+            }
+            let differences = pair.compare(self.batch.program(index), e, f, tolerance);
+            if !differences.is_empty() {
+                self.diverged(index, differences, pair, effort, tally)?;
             }
         }
         Ok(())
@@ -271,6 +273,7 @@ impl Drawn {
     fn diverged(
         &self,
         index: usize,
+        differences: Vec<Difference>,
         pair: &mut Pair<'_>,
         effort: Effort,
         tally: &mut Tally,
@@ -291,22 +294,28 @@ impl Drawn {
         };
         tally
             .divergences
-            .push(divergence(pair, failure, name, seed)?);
+            .push(divergence(pair, failure, differences, name, seed)?);
         Ok(())
     }
 }
 
-/// Minimises, and runs a last time for what to print.
+/// Minimises, and runs a last time for what to print. What does not come back is printed as it was at
+/// `first`.
 fn divergence(
     pair: &mut Pair<'_>,
     failure: Failure,
+    first: Vec<Difference>,
     name: String,
     seed: u64,
 ) -> Result<Divergence> {
     let small = pair.minimise(failure)?;
     pair.subject.remarks();
-    let (differences, expected) = pair.run(&small)?;
-    let remarks = pair.subject.remarks();
+    let (mut differences, expected) = pair.run(&small)?;
+    let mut remarks = pair.subject.remarks();
+    if differences.is_empty() {
+        differences = first;
+        remarks.push("found once; not when it was run again alone".into());
+    }
     Ok(Divergence {
         name,
         seed,

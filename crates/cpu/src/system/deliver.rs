@@ -104,6 +104,9 @@ impl Delivery {
     fn image(self, flags: u64) -> u64 {
         if self.origin == Origin::Fault {
             flags | rflags::RF
+        } else if self.is_software() {
+            // The instruction is done, and what is done clears RF.
+            flags & !rflags::RF
         } else {
             flags
         }

@@ -177,6 +177,9 @@ fn what_pushes_the_resume_flag() {
         cases.push(general.state(|s| s.gpr[0] = 0x200).also(flag(3, true)));
         let code = [0xcc];
         cases.push(Case::new("int3", start, &code, Fault(3, None, CODE + 1)).also(flag(2, false)));
+        let resumed = Case::new("int3 with RF", start, &code, Fault(3, None, CODE + 1));
+        let resumed = resumed.state(|state| state.rflags |= rflags::RF);
+        cases.push(resumed.also(flag(2, false)));
         let broken = Case::new("break", start, &[0x90], Fault(DB, None, CODE)).state(|state| {
             state.dr[0] = CODE;
             state.dr7 = 0x401;
