@@ -15,6 +15,7 @@ use machine::{CODE, DATA, Machine};
 /// Runs the code to its `HLT` and compares what it became with the golden file.
 fn golden(name: &str, code: &[u8]) {
     let mut machine = Machine::new(code);
+    machine.vcpu.set_branches(cpu::Branches::Jrcxz);
     machine.vcpu.state_mut().gpr[3] = DATA;
     machine.run_to_halt();
     let mut text = String::new();

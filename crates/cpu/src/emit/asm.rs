@@ -134,6 +134,31 @@ pub(crate) fn copy_short(to: &mut [u8], from: &[u8]) {
     }
 }
 
+/// How the host branches best on a register without its flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Branches {
+    /// By `JRCXZ`, which is taken where all is well.
+    Jrcxz,
+    /// By `LOOP`, which isn't, and costs AMD's CPUs no more than any other branch (and Intel's some six
+    /// cycles).
+    Loop,
+}
+
+impl Branches {
+    /// What is better here.
+    pub fn of_host() -> Self {
+        static HOST: std::sync::OnceLock<Branches> = std::sync::OnceLock::new();
+        *HOST.get_or_init(|| {
+            let vendor = std::arch::x86_64::__cpuid(0);
+            let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+            match name.each_ref() {
+                [b"Auth", b"enti", b"cAMD"] | [b"Hygo", b"nGen", b"uine"] => Self::Loop,
+                _ => Self::Jrcxz,
+            }
+        })
+    }
+}
+
 /// Bytes of code that the buffer takes: a power of two, and more than the longest block has.
 pub(crate) const SPACE: usize = 64 * 1024;
 /// More than is ever written at once.
@@ -147,6 +172,7 @@ pub(crate) struct Asm {
     used: usize,
     /// The address at which `code[0]` will run.
     base: u64,
+    pub(crate) branches: Branches,
 }
 
 impl Default for Asm {
@@ -157,6 +183,7 @@ impl Default for Asm {
             code: code.try_into().expect("it was made this long"),
             used: 0,
             base: 0,
+            branches: Branches::of_host(),
         }
     }
 }
@@ -385,6 +412,12 @@ impl Asm {
         self.bytes(&[0xc4, r | 0x40 | b | 3, 0x7b, 0xf0, modrm, count]);
     }
 
+    /// `pext dst, src, mask` (64 bits): no flags.
+    pub(crate) fn pext(&mut self, dst: Reg, src: Reg, mask: Reg) {
+        self.vex(Map::Of38, 2, dst.0, src.0, mask);
+        self.bytes(&[0xf5, 0xc0 | (dst.0 & 7) << 3 | (mask.0 & 7)]);
+    }
+
     /// `pext dst, src, [mask]` (64 bits): no flags.
     pub(crate) fn pext_mem(&mut self, dst: Reg, src: Reg, mask: Mem) {
         self.bits_mem(2, dst, src, mask);
@@ -483,6 +516,36 @@ impl Asm {
         self.op_mem(Width::B32, Map::One, 0xff, 4, m);
     }
 
+    /// `push [m]` (64 bits); the address is that before the push.
+    pub(crate) fn push_mem(&mut self, m: Mem) {
+        self.op_mem(Width::B32, Map::One, 0xff, 6, m);
+    }
+
+    pub(crate) fn ret(&mut self) {
+        self.byte(0xc3);
+    }
+
+    pub(crate) fn call(&mut self) -> Fixup {
+        self.byte(0xe8);
+        self.hole32()
+    }
+
+    /// Goes on if this address is zero, else takes the jump, over less than 128 bytes. Uses `rcx`
+    /// alone, no flags.
+    pub(crate) fn unless_zero(&mut self, sum: Mem) -> Fixup {
+        let rcx = Reg::RCX;
+        if self.branches == Branches::Loop {
+            let disp = sum.disp.wrapping_add(1);
+            self.lea(Width::B64, rcx, Mem { disp, ..sum });
+            return self.jump8(0xe2);
+        }
+        self.lea(Width::B64, rcx, sum);
+        let zero = self.jrcxz();
+        let other = self.jump8(0xeb);
+        self.bind(zero);
+        other
+    }
+
     pub(crate) fn jmp(&mut self) -> Fixup {
         self.byte(0xe9);
         self.hole32()
@@ -491,11 +554,6 @@ impl Asm {
     pub(crate) fn jcc(&mut self, cond: u8) -> Fixup {
         self.bytes(&[0x0f, 0x80 | cond]);
         self.hole32()
-    }
-
-    /// A conditional jump over less than 128 bytes.
-    pub(crate) fn jcc8(&mut self, cond: Cond) -> Fixup {
-        self.jump8(0x70 | cond as u8)
     }
 
     /// `jrcxz` over less than 128 bytes: no flags.
@@ -568,6 +626,7 @@ mod tests {
             text(|a| a.pext_mem(t1, t0, Mem::base(Reg::RSP, 8))),
             "pext 8(%rsp),%r11,%r15"
         );
+        assert_eq!(text(|a| a.pext(t1, t0, t1)), "pext %r15,%r11,%r15");
         assert_eq!(
             text(|a| a.lea(Width::B64, t0, Mem::indexed(Reg::R13, Reg::R12, 2, 0))),
             "lea (%r13,%r12,4),%r11"

@@ -11,13 +11,15 @@
 //! | plain | nothing | jumps within a page, and the two below |
 //! | checked | the page | jumps from other pages |
 //! | indirect | RIP is the block's, the page, `go` | the table of indirect jumps (`engine::jumps`) |
+//!
+//! Calls come [`crate::translate::DROP`] bytes in front of the first two.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use addr::{Gvn, Hfn};
 
-use crate::translate::{Mode, PageCheck};
+use crate::translate::{Landing, Mode, PageCheck};
 
 /// Everything that the translations on a page depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,8 +47,22 @@ pub(crate) struct CodePage {
     /// When the bytes were last found unchanged.
     pub(crate) verified: u64,
     pub(crate) blocks: Vec<u32>,
+    /// Where calls on it return to, by their offset in the page.
+    landings: Vec<(u16, Landing)>,
     /// Its translations are void.
     pub(crate) dead: bool,
+}
+
+impl CodePage {
+    /// The landing at an offset.
+    pub(crate) fn landing(&self, offset: u16) -> Option<Landing> {
+        let found = self.landings.iter().find(|(at, _)| *at == offset);
+        found.map(|(_, landing)| *landing)
+    }
+
+    pub(crate) fn add_landing(&mut self, offset: u16, landing: Landing) {
+        self.landings.push((offset, landing));
+    }
 }
 
 /// A translated block.
@@ -62,20 +78,26 @@ pub(crate) struct Block {
     pub(crate) page: u32,
     /// The page of its last byte, where that is another.
     pub(crate) second: Option<u32>,
-    /// Whether arithmetic flags are live where it begins.
-    pub(crate) flags_live: bool,
     /// Offset of the checked entry, once made.
     pub(crate) checked: Option<u32>,
     pub(crate) indirect: Option<Indirect>,
 }
 
-/// A block's entry for indirect jumps: see `engine::jumps`.
+/// A block's entry for indirect jumps: see `engine::jumps`. Where a call returns to the block, it is
+/// that call's landing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Indirect {
     /// Its offset.
     pub(crate) entry: u32,
     /// Offset of the displacement of the jump to the next block.
     pub(crate) next: u32,
+}
+
+impl Block {
+    /// Where on its page it begins.
+    pub(crate) fn offset(&self, page: &CodePage) -> u16 {
+        (self.rip.wrapping_add(page.key.context.cs_base) & 0xfff) as u16
+    }
 }
 
 /// A fast hash for keys that the guest can't profit from attacking: its own blocks.
@@ -140,6 +162,7 @@ impl Blocks {
             copy: Box::new([0; 4096]),
             verified: now,
             blocks: Vec::new(),
+            landings: Vec::new(),
             dead: false,
         });
         let id = self.pages.len() as u32;
@@ -188,7 +211,7 @@ impl Blocks {
             self.by_key.remove(&key);
             for number in &blocks {
                 let block = &self.blocks[*number as usize];
-                let offset = (block_linear(block, &self.pages) & 0xfff) as u16;
+                let offset = block.offset(&self.pages[block.page as usize - 1]);
                 self.by_place.remove(&(block.page, offset));
             }
             removed.extend(blocks);
@@ -207,11 +230,6 @@ impl Blocks {
         let next = self.blocks.partition_point(|b| b.plain <= offset);
         self.blocks[..next].last().filter(|b| offset < b.end)
     }
-}
-
-fn block_linear(block: &Block, pages: &[CodePage]) -> u64 {
-    let base = pages[block.page as usize - 1].key.context.cs_base;
-    block.rip.wrapping_add(base)
 }
 
 /// The check of a page.

@@ -13,8 +13,8 @@ use crate::emit::{Asm, Mem, Reg};
 use crate::engine::frame::frame_disp;
 use crate::system::Abort;
 use crate::translate::{
-    Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reach, Reason, SITE_HOST_FAULT,
-    SITE_INDIRECT, Site, Source, emit_exit, emit_page_check,
+    By, DROP, Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reach, Reason, ReturnSite,
+    SITE_HOST_FAULT, SITE_INDIRECT, Site, Source, emit_drop, emit_exit, emit_page_check,
 };
 use crate::{Exit, InternalError};
 
@@ -223,7 +223,8 @@ impl Vcpu {
         self.counters().blocks_void.increment();
         let block = self.blocks.blocks[number as usize];
         for entry in [Some(block.plain), block.checked].into_iter().flatten() {
-            let site = self.add_site(block.rip, Reason::Link { patch: entry + 1 });
+            let (patch, by) = (entry + 1, By::Jump);
+            let site = self.add_site(block.rip, Reason::Link { patch, by });
             let stub = self.emit(|asm, base| emit_exit(asm, site, base));
             self.cache.write_jump(entry, stub);
         }
@@ -287,9 +288,19 @@ impl Vcpu {
                     bytes: &bytes,
                     second: second.and_then(|(next, id)| self.inline_check(next, id, context)),
                     reach: self.reach(),
+                    returns: self.return_site(linear.wrapping_add(length as u64), page, context),
                 };
                 let second = second.map(|(_, id)| id);
-                return Ok(self.write_block(&source, linear, page, second));
+                let number = self.write_block(&source, linear, page, second);
+                if let Some(landing) = self.translator.landing {
+                    let behind = linear.wrapping_add(length as u64);
+                    let offset = behind.page_offset(PageSize::Size4K) as u16;
+                    if let Some(page) = self.blocks.page_mut(page) {
+                        page.add_landing(offset, landing);
+                    }
+                    self.land(page, offset, landing);
+                }
+                return Ok(number);
             }
             // A page died meanwhile: its successor, if it is one.
             page = self.code_page(linear, context)?;
@@ -302,6 +313,23 @@ impl Vcpu {
     fn inline_check(&self, next: Gva, id: u32, context: CodeContext) -> Option<PageCheck> {
         let plain = context == self.contexts[context.mode.view() as usize];
         plain.then(|| check_of(next.frame(), id))
+    }
+
+    /// Where a call at the end of the block returns to, if it is on the block's own page.
+    fn return_site(&self, behind: Gva, page: u32, context: CodeContext) -> Option<ReturnSite> {
+        if !self.translator.ends_in_call() {
+            return None;
+        }
+        let on = self.blocks.page_ref(page)?;
+        if on.key.gvn != behind.frame() {
+            return None;
+        }
+        let offset = behind.page_offset(PageSize::Size4K) as u16;
+        Some(ReturnSite {
+            page: self.inline_check(behind, page, context)?,
+            miss: self.cache.base() + u64::from(self.indirect_stub),
+            shared: on.landing(offset).map(|landing| landing.call),
+        })
     }
 
     fn decode(
@@ -317,6 +345,7 @@ impl Vcpu {
             bytes,
             second,
             reach: self.reach(),
+            returns: None,
         };
         match self.translator.decode(&source) {
             Decoded::Bytes(length) => Some(length),
@@ -392,15 +421,13 @@ impl Vcpu {
             .translator
             .translate(source, &mut self.tables, self.cache.base(), start);
         self.cache.push(code);
-        let flags_live = self.translator.flags_live_at_head();
         let block = Block {
             rip: source.rip,
-            plain: start,
+            plain: start + DROP,
             end: self.cache.used(),
             marks,
             page,
             second,
-            flags_live,
             checked: None,
             indirect: None,
         };
@@ -419,18 +446,20 @@ impl Vcpu {
         let (mode, check) = (key.context.mode, check_of(key.gvn, block.page));
         let entry = self.emit(|asm, base| {
             let plain = base + u64::from(block.plain);
+            emit_drop(asm);
             emit_page_check(asm, mode, check);
             let ok = asm.jrcxz();
             emit_exit(asm, stale, base);
             asm.bind(ok);
             asm.jmp_to(plain);
         });
+        let entry = entry + DROP;
         self.blocks.blocks[number as usize].checked = Some(entry);
         entry
     }
 
-    /// Chains a direct jump to a block.
-    pub(super) fn chain(&mut self, patch: u32, number: u32) {
+    /// Chains a direct jump or call to a block.
+    pub(super) fn chain(&mut self, patch: u32, by: By, number: u32) {
         let from = self.blocks.block_at(patch).map(|b| b.page);
         let block = self.blocks.blocks[number as usize];
         let target = if from == Some(block.page) {
@@ -438,7 +467,11 @@ impl Vcpu {
         } else {
             self.checked_entry(number)
         };
-        self.cache.patch_jump(patch, target);
+        let before = match by {
+            By::Jump => 0,
+            By::Call => DROP,
+        };
+        self.cache.patch_jump(patch, target - before);
     }
 
     /// Whether instructions may follow each other without a look at what else is to be done.

@@ -178,7 +178,7 @@ pub(crate) struct Windows {
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub(crate) struct Frame {
-    /// Zero asks translated code to leave at its next loop head.
+    /// Zero asks translated code to leave at its next loop head; else it is 1.
     pub(crate) go: AtomicU32,
     /// DF of RFLAGS while guest code runs.
     pub(crate) df: u8,
@@ -205,8 +205,6 @@ pub(crate) struct Frame {
     pub(crate) overwritten: u64,
     /// What a signal handler saw; see `engine::signals`.
     pub(crate) fault: HostTrap,
-    pub(crate) jump_mask: u64,
-    pub(crate) tlb_mask: u64,
     /// YMM0 to YMM15 outside translated code.
     pub(crate) vectors: [[u8; 32]; 16],
     /// The XSAVE image; current only outside of [`crate::Vcpu::run`] or after a synchronisation.

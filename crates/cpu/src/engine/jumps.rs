@@ -7,16 +7,15 @@
 //!
 //! Invariants: a block stands in one slot, at most once ([`Chains`] knows which do), and the jump
 //! behind its check leads to the block that was put there before it. A block that is void stays: the
-//! number of its page is never in the instruction TLB again.
+//! number of its page is never in the instruction TLB again. So does the entry of a block to which a
+//! call was found later to return: the call's landing (`translate::calls`) is put in front of it.
 
 use std::collections::HashMap;
 
-use super::blocks::{Indirect, WordHasher, check_of};
-use super::frame::{JUMP_ENTRIES, View, frame_disp};
+use super::blocks::{Block, Indirect, WordHasher, check_of};
+use super::frame::{JUMP_ENTRIES, View};
 use super::vcpu::Vcpu;
-use crate::emit::asm::{Cond, Width};
-use crate::emit::{Asm, Mem, Reg};
-use crate::translate::{Mode, PageCheck, SCRATCH, T0, emit_page_check};
+use crate::translate::{Arrival, Landing, emit_arrival};
 
 /// Blocks of one slot; with more than these it begins anew.
 const LONGEST: usize = 8;
@@ -33,48 +32,9 @@ impl Chains {
     }
 }
 
-/// What the code of an indirect entry is made from.
-struct Checks {
-    rip: u64,
-    mode: Mode,
-    page: PageCheck,
-    flags_live: bool,
-    /// Addresses.
-    plain: u64,
-    miss: u64,
-}
-
-/// Writes an entry; the offset of the displacement of its jump to the next one. Until the block is
-/// known to be the one that is meant, nobody knows whether flags are live.
-fn emit_entry(asm: &mut Asm, checks: &Checks) -> usize {
-    let minus = checks.rip.wrapping_neg();
-    if let Ok(minus) = i32::try_from(minus as i64) {
-        asm.lea(Width::B64, SCRATCH, Mem::base(T0, minus));
-    } else {
-        asm.mov_imm(SCRATCH, minus);
-        asm.lea(Width::B64, SCRATCH, Mem::indexed(T0, SCRATCH, 0, 0));
-    }
-    let same = asm.jrcxz();
-    let other = asm.jump8(0xeb);
-    asm.bind(same);
-    emit_page_check(asm, checks.mode, checks.page);
-    let there = asm.jrcxz();
-    asm.bind(other);
-    asm.jmp_to(checks.miss);
-    let next = asm.here() - 4;
-    asm.bind(there);
-    let go = Mem::base(Reg::RSP, frame_disp!(go));
-    let asked = if checks.flags_live {
-        asm.load(Width::B32, SCRATCH, go);
-        asm.jrcxz()
-    } else {
-        asm.cmp_mem_imm8(go, 0);
-        asm.jcc8(Cond::E)
-    };
-    asm.jmp_to(checks.plain);
-    asm.bind(asked);
-    asm.jmp_to(checks.miss);
-    next
+/// The entry of a table for an address.
+fn slot(rip: u64) -> usize {
+    (rip >> 1) as usize % JUMP_ENTRIES
 }
 
 impl Vcpu {
@@ -97,44 +57,85 @@ impl Vcpu {
         if let Some(indirect) = block.indirect {
             return indirect;
         }
-        let key = self.blocks.pages[block.page as usize - 1].key;
-        let base = self.cache.base();
-        let checks = Checks {
-            rip: block.rip,
-            mode: key.context.mode,
-            page: check_of(key.gvn, block.page),
-            flags_live: block.flags_live,
-            plain: base + u64::from(block.plain),
-            miss: base + u64::from(self.indirect_stub),
-        };
-        let mut next = 0;
-        let entry = self.emit(|asm, _| next = emit_entry(asm, &checks));
-        let indirect = Indirect {
-            entry,
-            next: entry + next as u32,
+        let page = &self.blocks.pages[block.page as usize - 1];
+        let indirect = match page.landing(block.offset(page)) {
+            Some(Landing { entry, next, .. }) => Indirect { entry, next },
+            None => self.emit_indirect(&block),
         };
         self.blocks.blocks[number as usize].indirect = Some(indirect);
         indirect
+    }
+
+    fn emit_indirect(&mut self, block: &Block) -> Indirect {
+        let key = self.blocks.pages[block.page as usize - 1].key;
+        let base = self.cache.base();
+        let arrival = Arrival {
+            rip: block.rip,
+            mode: key.context.mode,
+            page: check_of(key.gvn, block.page),
+            miss: base + u64::from(self.indirect_stub),
+        };
+        let mut ways = (0, 0);
+        let entry = self.emit(|asm, _| {
+            let arrived = emit_arrival(asm, &arrival);
+            ways = (arrived.on.offset() as u32, arrived.next as u32);
+        });
+        let (on, next) = ways;
+        self.cache.patch_jump(entry + on, block.plain);
+        Indirect {
+            entry,
+            next: entry + next,
+        }
+    }
+
+    /// Makes a landing the entry of the block behind the call, if there is one that has another: what
+    /// that one is found by goes on to find it, after the landing.
+    pub(super) fn land(&mut self, page: u32, offset: u16, landing: Landing) {
+        let Some(number) = self.blocks.find(page, offset) else {
+            return;
+        };
+        let block = &mut self.blocks.blocks[number as usize];
+        if block.indirect.is_none() {
+            return;
+        }
+        let Landing { entry, next, .. } = landing;
+        block.indirect = Some(Indirect { entry, next });
+        let rip = block.rip;
+        let at = slot(rip);
+        let view = self.context.mode.view();
+        let chain = self.chains.by_slot[view as usize].get(&(at as u16));
+        if chain.is_some_and(|chain| chain.contains(&number)) {
+            self.put_in_front(view, at, Indirect { entry, next });
+        }
+    }
+
+    fn put_in_front(&mut self, view: View, at: usize, indirect: Indirect) {
+        let base = self.cache.base();
+        let head = (self.frame().jumps[view as usize][at] - base) as u32;
+        self.cache.patch_jump(indirect.next, head);
+        self.frame_mut().jumps[view as usize][at] = base + u64::from(indirect.entry);
     }
 
     /// Lets indirect jumps to this block find it.
     pub(super) fn remember_jump(&mut self, number: u32) {
         let rip = self.blocks.blocks[number as usize].rip;
         let indirect = self.indirect_entry(number);
-        let base = self.cache.base();
-        let view = self.context.mode.view() as usize;
-        let at = (rip >> 1) as usize % JUMP_ENTRIES;
-        let mut head = (self.frame().jumps[view][at] - base) as u32;
-        let chain = self.chains.by_slot[view].entry(at as u16).or_default();
+        let view = self.context.mode.view();
+        let at = slot(rip);
+        let chain = &mut self.chains.by_slot[view as usize];
+        let chain = chain.entry(at as u16).or_default();
         if chain.contains(&number) {
             return;
         }
-        if chain.len() == LONGEST {
+        let full = chain.len() == LONGEST;
+        if full {
             chain.clear();
-            head = self.indirect_stub;
         }
         chain.push(number);
-        self.cache.patch_jump(indirect.next, head);
-        self.frame_mut().jumps[view][at] = base + u64::from(indirect.entry);
+        if full {
+            let stub = self.cache.base() + u64::from(self.indirect_stub);
+            self.frame_mut().jumps[view as usize][at] = stub;
+        }
+        self.put_in_front(view, at, indirect);
     }
 }

@@ -13,7 +13,7 @@ use super::tlb::{FRESH_RUN, LONGEST_RUN};
 use super::vcpu::{BlockLength, Vcpu};
 use crate::state::gpr::{RCX, RDI, RSI, RSP};
 use crate::system::{self, Abort, Next};
-use crate::translate::{Access, Branch, LoopMiss, Reason, STREAMS, Site, Use};
+use crate::translate::{Access, Branch, By, LoopMiss, Reason, STREAMS, Site, Use};
 use crate::{Exception, HostFault, Platform};
 
 /// MXCSR.MM of AMD's CPUs: misaligned operands are allowed (APM 1, 4.5.3).
@@ -57,7 +57,7 @@ impl Vcpu {
             Reason::Access(access) => self.on_access(rip, &access, platform),
             Reason::Span(access, span) => self.on_span(site, &access, span, platform),
             Reason::Loop(miss) => Ok(self.on_loop(rip, &miss)),
-            Reason::Link { patch } => self.on_link(rip, patch),
+            Reason::Link { patch, by } => self.on_link(rip, patch, by),
             Reason::Indirect => self.on_indirect(),
             Reason::System {
                 instruction,
@@ -292,7 +292,7 @@ impl Vcpu {
         Ok(self.enter_block(number))
     }
 
-    fn on_link(&mut self, target: u64, patch: u32) -> Result<Then, Abort> {
+    fn on_link(&mut self, target: u64, patch: u32, by: By) -> Result<Then, Abort> {
         self.set_rip(target);
         // Code that only goes forward polls nowhere, and what is new is translated for long.
         if !self.may_chain() || self.kick.is_asked() {
@@ -305,7 +305,7 @@ impl Vcpu {
         let voids = self.seen_voids;
         let number = self.find(0)?;
         if generation == self.generation && voids == self.seen_voids {
-            self.chain(patch, number);
+            self.chain(patch, by, number);
         }
         Ok(self.enter_block(number))
     }

@@ -15,7 +15,7 @@ use super::blocks::{Blocks, CodeContext};
 use super::bounce::Bounce;
 use super::cache::CodeCache;
 use super::code_map::CodeMap;
-use super::frame::{Frame, FrameMapping, JUMP_MASK, TLB_MASK};
+use super::frame::{Frame, FrameMapping};
 use super::jumps::Chains;
 use super::kick::VcpuKick;
 use super::memory::{Memory, MemoryView};
@@ -25,7 +25,7 @@ use crate::CpuState;
 use crate::emit::Asm;
 use crate::fpu::FpuState;
 use crate::system::{self, GuestDebug, Offer, Pending};
-use crate::translate::{FlagsAtFaults, Mode, Tables, Translator};
+use crate::translate::{Branches, FlagsAtFaults, Mode, Tables, Translator};
 
 /// What a [`Vcpu`] is made with.
 #[derive(Clone, Debug)]
@@ -158,12 +158,14 @@ impl Vcpu {
 
     fn prepare(&mut self) {
         self.translator.vendor = self.offer.vendor;
+        // The host predicts the next indirect jump from the branches taken before it: in the entries
+        // that it leads to, one that is taken tells which of them it was. `LOOP` there made four
+        // targets in turn twice as slow.
+        self.stub.branches = Branches::Jrcxz;
         self.write_stubs();
         let leave = super::enter::leave as *const () as u64;
         let frame = self.frame_mut();
         frame.exit = leave;
-        frame.jump_mask = JUMP_MASK;
-        frame.tlb_mask = TLB_MASK;
         frame.fpu = FpuState::default();
         frame.state = CpuState {
             rflags: x86::rflags::FIXED,
@@ -285,6 +287,12 @@ impl Vcpu {
     /// Whether fault handlers find exact arithmetic flags.
     pub fn set_flags_at_faults(&mut self, policy: FlagsAtFaults) {
         self.translator.flags_at_faults = policy;
+        self.forget_translations();
+    }
+
+    /// How translated code branches on a register; what suits the host if it is never said.
+    pub fn set_branches(&mut self, branches: Branches) {
+        self.translator.asm.branches = branches;
         self.forget_translations();
     }
 

@@ -24,7 +24,7 @@ use super::registers::{Home, home, number};
 use super::{Access, Block, Cold, Reason, SCRATCH, SegmentClass, T0, T1, Use};
 use crate::emit::asm::{Cond, Width};
 use crate::emit::{Mem, Reg};
-use crate::engine::frame::{BOUNCE_SLOTS, Frame, InlineTlb, disp, frame_disp};
+use crate::engine::frame::{BOUNCE_SLOTS, Frame, InlineTlb, TLB_MASK, disp, frame_disp};
 use crate::state::{Segment, Segments};
 
 /// Numbers of segment registers in the encoding.
@@ -348,9 +348,11 @@ impl Block<'_> {
 
     /// The same without a change of flags.
     pub(super) fn finish_keeping_flags(&mut self, address: Reg, usage: Use, site: u32) {
-        self.asm.load(Width::B64, T1, self.tags_at(T1, usage));
+        // The index stays where there is another register for the tag.
+        let tag = if address == T0 { T1 } else { T0 };
+        self.asm.load(Width::B64, tag, self.tags_at(T1, usage));
         self.asm
-            .lea(Width::B64, SCRATCH, Mem::indexed(SCRATCH, T1, 0, 0));
+            .lea(Width::B64, SCRATCH, Mem::indexed(SCRATCH, tag, 0, 0));
         let ok = self.asm.jrcxz();
         let from = self.asm.jmp();
         self.cold.push(Cold {
@@ -358,14 +360,18 @@ impl Block<'_> {
             address,
             site,
         });
+        // Nothing comes along here: a place for what must be near.
+        self.close_near();
         self.asm.bind(ok);
-        self.index_keeping_flags(address);
+        if tag == T1 {
+            self.index_keeping_flags(address);
+        }
         let addend = self.addend_at(T1);
         self.asm.load(Width::B64, T1, addend);
     }
 
     pub(super) fn index_keeping_flags(&mut self, address: Reg) {
-        let mask = Mem::base(Reg::RSP, frame_disp!(tlb_mask));
-        self.asm.pext_mem(T1, address, mask);
+        self.asm.mov_imm(T1, TLB_MASK);
+        self.asm.pext(T1, address, T1);
     }
 }

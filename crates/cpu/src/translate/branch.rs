@@ -1,4 +1,4 @@
-//! Jumps, calls and returns.
+//! Jumps.
 //!
 //! A direct jump first leads to a cold stub that leaves; the engine then patches it. An indirect jump
 //! goes through a table of entries selected by bits of the target; each entry's code begins with a
@@ -11,7 +11,7 @@ use super::address::segment_of;
 use super::form::{Form, Traits};
 use super::generic::has_memory;
 use super::registers::{GUEST_RCX, number, tmp};
-use super::{Block, Branch, Flow, Mode, Reason, SCRATCH, SITE_INDIRECT, T0, Use};
+use super::{Block, Branch, By, Flow, Mode, Reason, SCRATCH, SITE_INDIRECT, T0, Use};
 use crate::emit::asm::{Cond, Width};
 use crate::emit::{Mem, Reg};
 use crate::engine::frame::frame_disp;
@@ -55,7 +55,8 @@ impl Block<'_> {
     pub(super) fn link_stub(&mut self, hole: crate::emit::Fixup, target: u64) {
         let patch = self.start + hole.offset() as u32;
         let site = if self.reach.contains(target) {
-            self.site(target, Reason::Link { patch })
+            let by = By::Jump;
+            self.site(target, Reason::Link { patch, by })
         } else {
             self.site(self.rip, Reason::Raise(unreachable_target()))
         };
@@ -72,7 +73,7 @@ impl Block<'_> {
     }
 
     /// Leaves before the present instruction if somebody asks for attention. What follows up to the
-    /// block's end must be short: the way out stands right behind it.
+    /// block's end, or to the next check of an access, must be short: the way out stands there.
     pub(super) fn poll(&mut self) {
         if self.polled {
             return;
@@ -98,7 +99,7 @@ impl Block<'_> {
     }
 
     /// The same where much code follows.
-    fn poll_before_call(&mut self) {
+    pub(super) fn poll_before_call(&mut self) {
         let site = self.site(self.rip, Reason::Poll);
         self.asm
             .load(Width::B32, SCRATCH, Mem::base(Reg::RSP, frame_disp!(go)));
@@ -115,12 +116,11 @@ impl Block<'_> {
         }
     }
 
-    /// Goes on at the address in `T0`.
-    fn indirect(&mut self, done: Branch) -> Flow {
+    /// Notes an indirect branch for the case that its target can't be reached.
+    pub(super) fn note_branch(&mut self, done: Branch) {
         let site = self.site(self.rip, Reason::Branch(done));
         let note = Mem::base(Reg::RSP, frame_disp!(branch));
         self.asm.store_imm(Width::B32, note, site as i32);
-        self.indirect_in(self.mode.view())
     }
 
     /// What follows is not an indirect branch, whose fault a bad target would be.
@@ -143,10 +143,11 @@ impl Block<'_> {
             FlowControl::Call => self.call(instruction, next),
             FlowControl::IndirectBranch => {
                 self.load_target(instruction);
-                self.indirect(Branch {
+                self.note_branch(Branch {
                     moved: 0,
                     pushed: 0,
-                })
+                });
+                self.indirect_in(self.mode.view())
             }
             FlowControl::IndirectCall => self.indirect_call(instruction, next),
             FlowControl::Return => self.ret(instruction),
@@ -236,42 +237,8 @@ impl Block<'_> {
         self.link(next);
     }
 
-    fn call(&mut self, instruction: &Instruction, next: u64) -> Flow {
-        let target = target_of(instruction);
-        if !self.reach.contains(target) {
-            // The push faults first, where it does; the fault of the target takes it back.
-            self.asm.mov_imm(T0, target);
-            return self.push_and_branch(operand_bytes(instruction), next);
-        }
-        if target <= self.rip {
-            self.poll_before_call();
-        }
-        let size = operand_bytes(instruction);
-        self.push_return(size, next);
-        if self.finish_bounced(target) {
-            return Flow::Ended;
-        }
-        self.link(target);
-        Flow::Ended
-    }
-
-    fn push_return(&mut self, size: u32, next: u64) {
-        let place = self.push_slot(size);
-        self.store_constant(Width::of_bytes(size), place, next);
-        self.move_stack(-(size as i32));
-    }
-
-    /// Commits a bounced instruction that ends its block; whether it did.
-    fn finish_bounced(&mut self, target: u64) -> bool {
-        if self.must_commit {
-            let site = self.site(target, Reason::Commit);
-            self.exit(site);
-        }
-        self.must_commit
-    }
-
     /// The target of an indirect jump or call into `T0`.
-    fn load_target(&mut self, instruction: &Instruction) {
+    pub(super) fn load_target(&mut self, instruction: &Instruction) {
         let (from, size) = if has_memory(instruction) {
             let size = instruction.memory_size().size() as u32;
             let address = self.linear(instruction, size, Use::Read);
@@ -292,47 +259,6 @@ impl Block<'_> {
             _ => self.asm.mov(Width::B64, T0, value),
         }
     }
-
-    fn indirect_call(&mut self, instruction: &Instruction, next: u64) -> Flow {
-        self.load_target(instruction);
-        self.push_and_branch(operand_bytes(instruction), next)
-    }
-
-    /// Goes on at the address in `T0`, once the return address is pushed.
-    fn push_and_branch(&mut self, size: u32, next: u64) -> Flow {
-        self.asm.store(Width::B64, tmp(0), T0);
-        let place = self.push_slot(size);
-        // What the return address replaces comes back if the target can't be reached.
-        let width = Width::of_bytes(size);
-        self.asm.load(width, SCRATCH, place);
-        let undo = Mem::base(Reg::RSP, frame_disp!(overwritten));
-        self.asm.store(Width::B64, undo, SCRATCH);
-        self.store_constant(width, place, next);
-        self.move_stack(-(size as i32));
-        self.asm.load(Width::B64, T0, tmp(0));
-        if self.must_commit {
-            return self.exit_here(Reason::CommitIndirect);
-        }
-        self.indirect(Branch {
-            moved: -(size as i32),
-            pushed: size as u8,
-        })
-    }
-
-    fn ret(&mut self, instruction: &Instruction) -> Flow {
-        let extra = if instruction.op_count() == 1 {
-            i32::from(instruction.immediate16())
-        } else {
-            0
-        };
-        let size = instruction.stack_pointer_increment().unsigned_abs() - extra as u32;
-        let place = self.pop_slot(size);
-        self.asm
-            .load_zero_extended(Width::of_bytes(size), T0, place);
-        let moved = size as i32 + extra;
-        self.move_stack(moved);
-        self.indirect(Branch { moved, pushed: 0 })
-    }
 }
 
 fn unreachable_target() -> crate::Exception {
@@ -345,10 +271,6 @@ pub(super) fn target_of(instruction: &Instruction) -> u64 {
         OpKind::NearBranch32 => u64::from(instruction.near_branch32()),
         _ => instruction.near_branch64(),
     }
-}
-
-fn operand_bytes(instruction: &Instruction) -> u32 {
-    instruction.stack_pointer_increment().unsigned_abs()
 }
 
 /// The width of the counter of `LOOP` and `JCXZ`.

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 
-use super::{CodeSize, FlagsAtFaults, Mode, Reach, Source, Tables, Translator};
+use super::{
+    Branches, CodeSize, FlagsAtFaults, Mode, PageCheck, Reach, ReturnSite, Source, Tables,
+    Translator,
+};
 use crate::engine::frame::View;
 
 /// Where the code cache seems to be.
@@ -27,17 +30,23 @@ fn listing(code: &[u8], ip: u64) -> String {
     text
 }
 
-fn translation(code: &[u8], policy: FlagsAtFaults) -> String {
+fn translation(code: &[u8], policy: FlagsAtFaults, branches: Branches) -> String {
     let mut translator = Translator {
         flags_at_faults: policy,
         ..Translator::default()
     };
+    translator.asm.branches = branches;
     let source = Source {
         rip: RIP,
         mode: Mode::new(CodeSize::Bits64, View::User),
         bytes: code,
         second: None,
         reach: Reach::Canonical(48),
+        returns: Some(ReturnSite {
+            page: PageCheck { index: 1, id: 1 },
+            miss: BASE + 0x20,
+            shared: None,
+        }),
     };
     translator.decode(&source);
     let mut tables = Tables::default();
@@ -55,10 +64,14 @@ fn translation(code: &[u8], policy: FlagsAtFaults) -> String {
 }
 
 fn check(name: &str, code: &[u8], policy: FlagsAtFaults) {
+    check_with(name, code, policy, Branches::Jrcxz);
+}
+
+fn check_with(name: &str, code: &[u8], policy: FlagsAtFaults, branches: Branches) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(format!("{name}.txt"));
-    let found = translation(code, policy);
+    let found = translation(code, policy, branches);
     if std::env::var_os("BLESS").is_some() {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("the folder of goldens");
         std::fs::write(&path, &found).expect("a golden file");
@@ -104,6 +117,17 @@ fn golden_call() {
         "call",
         &[0xe8, 0x00, 0x01, 0x00, 0x00],
         FlagsAtFaults::IfRead,
+    );
+}
+
+#[test]
+fn golden_call_with_loop() {
+    let code = [0xe8, 0x00, 0x01, 0x00, 0x00];
+    check_with(
+        "call_with_loop",
+        &code,
+        FlagsAtFaults::IfRead,
+        Branches::Loop,
     );
 }
 

@@ -22,7 +22,7 @@ use super::registers::{GUEST_RCX, home, number, slot, tmp};
 use super::{Block, Cold, Flow, Mode, Reason, SCRATCH, T0, T1, Use};
 use crate::emit::asm::{Cond, Map, Width};
 use crate::emit::{Mem, Reg};
-use crate::engine::frame::{JUMP_ENTRIES, View, frame_disp};
+use crate::engine::frame::{JUMP_ENTRIES, JUMP_MASK, View, frame_disp};
 use crate::state::{Segment, Segments};
 
 const FS: u8 = 4;
@@ -526,12 +526,18 @@ impl Block<'_> {
 
     /// Goes on at the address in `T0`, in a view. Keeps flags.
     pub(super) fn indirect_in(&mut self, view: View) -> Flow {
-        let table = view as usize * JUMP_ENTRIES;
-        let mask = Mem::base(Reg::RSP, frame_disp!(jump_mask));
-        self.asm.pext_mem(T1, T0, mask);
-        let disp = frame_disp!(jumps) + 8 * table as i32;
-        self.asm.jmp_mem(Mem::indexed(Reg::RSP, T1, 3, disp));
+        let entry = self.table_entry(view);
+        self.asm.jmp_mem(entry);
         Flow::Ended
+    }
+
+    /// What the table of indirect jumps holds for the address in `T0`. Keeps flags.
+    pub(super) fn table_entry(&mut self, view: View) -> Mem {
+        let table = view as usize * JUMP_ENTRIES;
+        self.asm.mov_imm(T1, JUMP_MASK);
+        self.asm.pext(T1, T0, T1);
+        let disp = frame_disp!(jumps) + 8 * table as i32;
+        Mem::indexed(Reg::RSP, T1, 3, disp)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod address;
 mod branch;
+mod calls;
 mod flags;
 mod form;
 mod generic;
@@ -24,19 +25,23 @@ mod strings;
 mod window;
 mod x87;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 use crate::emit::asm::{Fixup, Width};
 use crate::emit::{Asm, Mem, Raw, Reg};
 use crate::system::Vendor;
 
+pub use crate::emit::asm::Branches;
 pub(crate) use address::{address_bits, segment_of};
+pub(crate) use calls::{Arrival, DROP, Landing, ReturnSite, emit_arrival, emit_drop};
 pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 use form::Traits;
 pub(crate) use looping::{LoopMark, LoopMiss, STREAMS};
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
-pub(crate) use site::{Access, Branch, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use};
+pub(crate) use site::{
+    Access, Branch, By, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use,
+};
 pub(crate) use strings::StringMark;
 pub(crate) use x87::X87Mark;
 
@@ -82,6 +87,8 @@ pub(crate) struct Source<'a> {
     /// The check of the second page, for the one instruction that crosses.
     pub(crate) second: Option<PageCheck>,
     pub(crate) reach: Reach,
+    /// Where the call at the end, if it is one, returns to; `None` for a jump that only pushes.
+    pub(crate) returns: Option<ReturnSite>,
 }
 
 /// Which addresses code can have: a branch elsewhere faults itself.
@@ -140,7 +147,7 @@ struct Cold {
 /// The translator of one vCPU.
 #[derive(Debug, Default)]
 pub(crate) struct Translator {
-    asm: Asm,
+    pub(crate) asm: Asm,
     forms: Forms,
     decoded: Vec<Instruction>,
     live: Vec<bool>,
@@ -148,6 +155,8 @@ pub(crate) struct Translator {
     joins: joins::Joins,
     ahead: Vec<joins::Ahead>,
     cold: Vec<Cold>,
+    /// The landing of the last translation, if it has one.
+    pub(crate) landing: Option<Landing>,
     pub(crate) flags_at_faults: FlagsAtFaults,
     /// Whose reading of the few encodings that differ.
     pub(crate) vendor: Vendor,
@@ -196,6 +205,8 @@ struct Block<'a> {
     waits: bool,
     reach: Reach,
     vendor: Vendor,
+    returns: Option<ReturnSite>,
+    landing: Option<Landing>,
 }
 
 /// What follows an instruction's translation.
@@ -251,9 +262,10 @@ impl Translator {
         }
     }
 
-    /// Whether arithmetic flags are live where the block begins.
-    pub(crate) fn flags_live_at_head(&self) -> bool {
-        self.live.first().is_none_or(|live| *live)
+    /// Whether what [`Self::decode`] found ends in a call.
+    pub(crate) fn ends_in_call(&self) -> bool {
+        let last = self.decoded.last().map(Instruction::flow_control);
+        matches!(last, Some(FlowControl::Call | FlowControl::IndirectCall))
     }
 
     /// How many instructions [`Self::decode`] found.
@@ -261,7 +273,8 @@ impl Translator {
         self.decoded.len()
     }
 
-    /// Writes the host code for what [`Self::decode`] found; it is to run at `base + start`.
+    /// Writes the host code for what [`Self::decode`] found; it is to run at `base + start`, where
+    /// calls come; jumps come [`DROP`] bytes behind that.
     pub(crate) fn translate(
         &mut self,
         source: &Source<'_>,
@@ -319,7 +332,10 @@ impl Translator {
             waits: false,
             reach: source.reach,
             vendor: self.vendor,
+            returns: source.returns,
+            landing: None,
         };
+        emit_drop(block.asm);
         let last = self.decoded.len().wrapping_sub(1);
         let poll_at = poll_position(&self.decoded).filter(|_| !self.joins.is_target(last));
         // A block of a special kind is looked up each time, which checks its pages.
@@ -343,6 +359,7 @@ impl Translator {
         }
         block.leave_by_branches();
         block.cold_stubs();
+        self.landing = block.landing;
         self.asm.code()
     }
 }

@@ -37,8 +37,9 @@ pub(crate) enum Reason {
     Commit,
     /// The same, and the instruction jumps to the address in `t0`.
     CommitIndirect,
-    /// A direct jump that is not chained yet; the displacement of the host's jump is at `patch`.
-    Link { patch: u32 },
+    /// A direct jump that is not chained yet; the displacement of the host's jump or call is at
+    /// `patch`.
+    Link { patch: u32, by: By },
     /// An instruction for [`crate::system`]; the code behind it is at `resume`, unless that is zero.
     System { instruction: u32, resume: u32 },
     /// An instruction that is run in Rust.
@@ -54,6 +55,14 @@ pub(crate) enum Reason {
     Stale,
     /// The offset in `t0` lies outside of the segment's limit.
     Limit { segment: u8, waits: bool },
+}
+
+/// With what a link goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    Jump,
+    /// `call`: what it leads to begins by dropping the return address.
+    Call,
 }
 
 /// What several accesses off one register touch, as distances from it at the first of them.

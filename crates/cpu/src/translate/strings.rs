@@ -23,7 +23,7 @@ use super::registers::GUEST_RCX;
 use super::{Block, Cold, Flow, Mode, Reason, SCRATCH, T0, T1, Use};
 use crate::emit::asm::{Cond, Map, Width};
 use crate::emit::{Mem, Reg};
-use crate::engine::frame::frame_disp;
+use crate::engine::frame::{TLB_MASK, frame_disp};
 
 /// The data segment's number in the encoding, for faults.
 const DS: u8 = SS + 1;
@@ -223,8 +223,8 @@ impl Block<'_> {
     /// The index of an address in the inline TLB.
     fn index_into(&mut self, into: Reg, address: Reg) {
         if self.flags_live {
-            let mask = Mem::base(Reg::RSP, frame_disp!(tlb_mask));
-            self.asm.pext_mem(into, address, mask);
+            self.asm.mov_imm(into, TLB_MASK);
+            self.asm.pext(into, address, into);
         } else {
             self.asm.bextr(into, address, Reg::RSP);
         }
