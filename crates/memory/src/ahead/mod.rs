@@ -4,8 +4,7 @@
 //! A page fault of the host costs a few times what providing a page costs. Like the host's own
 //! read-ahead this bets that a run of consecutive pages goes on. At most as many pages are provided as
 //! the run was long, and never more than [`MOST`] (two huge pages), so that a guest
-//! holds at most twice the pages that it wrote to. A long run shares the work with a thread of
-//! its own ([`Helper`]). Nothing else tells the difference:
+//! holds at most twice the pages that it wrote to. Nothing else tells the difference:
 //!
 //! - only private anonymous memory, whose fresh pages nobody sees but their count;
 //! - only if the page at hand is not there yet, so that memory in use is left alone;
@@ -14,6 +13,20 @@
 //!   none left, the call fails and the guest's own write finds out;
 //! - never after [`forbid`]: a process that watches its faults (userfaultfd) would see more of them,
 //!   and one that forbade itself system calls may die of ours.
+//!
+//! A long run shares the work with a thread of its own ([`Helper`]), window after window. The vCPU
+//! provides the front of a window while the thread provides the rest; and when the guest gets to that
+//! rest, the thread is given its part of the next window, so that it works while the guest uses pages:
+//!
+//! ```text
+//!             │◄────────── window ─────────►│◄────────── next window ──────►│
+//!    guest ──►│  vCPU's part │ thread's part│  vCPU's part │ thread's part  │
+//!                            ▲              ▲
+//!             thread's part of the next     the vCPU provides its part of it
+//!             window is ordered here        here
+//! ```
+//!
+//! Whoever was late gets less of the next window.
 
 mod helper;
 mod host;
@@ -37,6 +50,12 @@ const SETTLED: u64 = 256;
 const LEAST: u64 = 16;
 /// Fewer pages are not worth waking a thread.
 const SHARED: u64 = 128;
+/// Pages until the next look at whether a thread that is late has become free.
+const LATE: u64 = 32;
+/// The vCPU's part of a window, in 64ths: in the beginning, at least, and at most. It also has to run
+/// the guest.
+const PART: u64 = 28;
+const PARTS: std::ops::RangeInclusive<u64> = 16..=40;
 
 static FORBIDDEN: AtomicBool = AtomicBool::new(false);
 
@@ -46,7 +65,7 @@ pub fn forbid() {
 }
 
 /// Where one vCPU's writes go.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ahead {
     /// Number of the page behind the last one.
     next: u64,
@@ -54,8 +73,31 @@ pub struct Ahead {
     run: u64,
     /// Pages below this number are settled.
     until: u64,
+    /// Pages below this number are provided, or the thread's to provide.
+    end: u64,
+    /// Where the thread's part of the present window begins.
+    rest: u64,
+    /// The window behind `end`: where the thread's part of it begins and ends.
+    planned: Option<(u64, u64)>,
+    /// The vCPU's part of a window, in 64ths.
+    part: u64,
     /// The last mapping looked up.
     mapping: Option<(HvaRange, Kind)>,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            run: 0,
+            until: 0,
+            end: 0,
+            rest: 0,
+            planned: None,
+            part: PART,
+            mapping: None,
+        }
+    }
 }
 
 /// Whether a write is one to look in front of.
@@ -91,6 +133,7 @@ impl Ahead {
         if page + 1 != self.next {
             *self = Self {
                 next: page + 1,
+                part: self.part,
                 mapping: self.mapping,
                 ..Self::default()
             };
@@ -114,28 +157,69 @@ impl Ahead {
         }
         let page = hva.raw() / PAGE;
         let start = Hva::new(page * PAGE);
+        let most = self.run.min(MOST).min(left / PAGE);
+        if page < self.end {
+            let most = self.private_pages(start, most);
+            self.plan(page, most, helper, domain);
+            return;
+        }
+        let planned = self.planned.take().filter(|_| page == self.end);
         // Asked again after a while: memory in use is not asked for at each page.
         self.until = page + SETTLED;
         if host::is_resident(start) {
             return;
         }
-        let pages = self.run.min(MOST).min(left / PAGE);
-        let pages = self.private_pages(start, pages);
-        if pages < 2 {
+        let most = self.private_pages(start, most);
+        if most < 2 {
             return;
         }
-        self.until = page + pages;
-        // The thread gets the larger part: the guest also has to use the pages.
-        let own = if pages < SHARED {
-            pages
-        } else {
-            pages * 15 / 32
+        let own = match planned {
+            Some((rest, end)) => {
+                (self.until, self.end) = (rest, end);
+                most.min(rest - page)
+            }
+            None => self.share(page, most, helper, domain),
         };
-        let rest = pages - own;
-        if rest > 0 && helper.order(domain, page + own, rest).is_none() {
-            self.until = page + own;
-        }
+        self.rest = self.until;
         provide(page, own, wanted);
+    }
+
+    /// Gives the thread its part of a new window. How many pages are the vCPU's.
+    fn share(&mut self, page: u64, pages: u64, helper: &Helper, domain: &Domain) -> u64 {
+        let own = pages * self.part / 64;
+        if pages < SHARED || helper.order(domain, page + own, pages - own).is_none() {
+            // Alone: the whole of a small window, half of a large one.
+            let own = if pages < SHARED { pages } else { pages / 2 };
+            (self.until, self.end) = (page + own, page + own);
+            return own;
+        }
+        (self.until, self.end) = (page + own, page + pages);
+        own
+    }
+
+    /// The guest is in the thread's part of a window: gives the thread its part of the next, if it is
+    /// done with this one. `most` pages from `page` on may be there.
+    fn plan(&mut self, page: u64, most: u64, helper: &Helper, domain: &Domain) {
+        let there = self.end - page;
+        let pages = most.saturating_sub(there);
+        if self.planned.is_some() || pages < SHARED {
+            self.until = self.end;
+            return;
+        }
+        let own = pages * self.part / 64;
+        let (begin, end) = (self.end + own, self.end + pages);
+        if helper.order(domain, begin, end - begin).is_some() {
+            self.planned = Some((begin, end));
+            self.until = self.end;
+            if page == self.rest {
+                self.part = (self.part - 1).max(*PARTS.start());
+            }
+        } else {
+            self.until = self.end.min(page + LATE);
+            if page == self.rest {
+                self.part = (self.part + 1).min(*PARTS.end());
+            }
+        }
     }
 
     /// How many of the pages lie in one private mapping. The answer for the last mapping is kept, for
@@ -239,6 +323,20 @@ mod tests {
             there <= 2 * written,
             "{there} pages there, {written} written"
         );
+    }
+
+    #[test]
+    fn long_runs_have_at_most_twice_their_pages() {
+        let _order = ORDER.lock().unwrap();
+        for pages in [200, 1_000, 3_000, 7_000] {
+            let ram = fresh(64 << 20);
+            let written = write_pages(&ram, 0..pages);
+            let there = resident(&ram);
+            assert!(
+                there <= 2 * written && there <= written + MOST,
+                "{there} pages there, {written} written"
+            );
+        }
     }
 
     #[test]
