@@ -11,7 +11,7 @@
 //! alone.
 //!
 //! The pointer's own bits are used too: the mapping is placed so that the low 16 bits of `rsp` are
-//! [`RSP_LOW`], which is a valid `BEXTR` control word (start 12, length 12) and, in its low six bits,
+//! [`RSP_LOW`], which is a valid `BEXTR` control word (start 12, length 14) and, in its low six bits,
 //! a shift count of 12. One instruction thus takes the TLB index or the page number out of an address
 //! with no register spent on a constant.
 
@@ -32,9 +32,9 @@ use crate::{CpuState, Segment};
 /// How far `rsp` points into the frame.
 pub(crate) const BIAS: usize = 76;
 /// The low 16 bits of `rsp` in guest code.
-pub(crate) const RSP_LOW: usize = 0x0c0c;
+pub(crate) const RSP_LOW: usize = 0x0e0c;
 /// Entries of the inline TLB; the length in [`RSP_LOW`].
-pub(crate) const TLB_ENTRIES: usize = 4096;
+pub(crate) const TLB_ENTRIES: usize = 16384;
 /// The bits of an address that select an entry of the inline TLB.
 pub(crate) const TLB_MASK: u64 = (TLB_ENTRIES as u64 - 1) << 12;
 /// Entries of the cache of indirect jumps.

@@ -112,20 +112,20 @@ fn compare(tlb: &Tlb<'_>, model: &Model, cr3: u64) -> u64 {
     found
 }
 
-#[expect(
-    clippy::large_stack_arrays,
-    reason = "a test's stack has room for them"
-)]
 fn empty() -> (Box<[InlineTlb; 3]>, Box<[[u32; XTLB_ENTRIES]; 3]>) {
-    let table = || InlineTlb {
-        read: [1; TLB_ENTRIES],
-        write: [1; TLB_ENTRIES],
-        addend: [0; TLB_ENTRIES],
-    };
-    (
-        Box::new([table(), table(), table()]),
-        Box::new([[0; XTLB_ENTRIES]; 3]),
-    )
+    // Zeroed on the heap, because three of them are more than a stack should hold.
+    let mut data: Box<[InlineTlb; 3]> = zeroed();
+    for table in data.iter_mut() {
+        table.read.fill(1);
+        table.write.fill(1);
+    }
+    (data, Box::new([[0; XTLB_ENTRIES]; 3]))
+}
+
+#[expect(unsafe_code, reason = "tables of integers, made on the heap")]
+fn zeroed() -> Box<[InlineTlb; 3]> {
+    // SAFETY: integers alone, of which zero is a value.
+    unsafe { Box::new_zeroed().assume_init() }
 }
 
 #[test]
