@@ -24,6 +24,8 @@ pub(crate) fn run() -> Result<()> {
         let status = Command::new("sh")
             .args(["-c", command])
             .current_dir(&root)
+            // The page says `target`.
+            .env_remove("CARGO_TARGET_DIR")
             .status()
             .with_context(|| format!("can't start {command}"))?;
         ensure!(
