@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use cpu::Exit;
 use machine::{Bare, CODE, DATA, Machine, STACK, long_mode};
 use memory::quiesce::Requests;
+use mmu::{MmuConfig, PagingPath};
 
 /// `mov eax, imm32; hlt`
 const ANSWER: [u8; 6] = [0xb8, 1, 0, 0, 0, 0xf4];
@@ -179,4 +180,42 @@ fn a_stack_frame_across_a_page() {
         assert_eq!(popped, [2, 2, 1, 1], "at {offset}");
         assert_eq!(state.gpr[4], STACK + offset);
     }
+}
+
+/// A guest takes table after table into use and never flushes: its shadow pages stay few, and loads
+/// across two tables find what they should.
+#[test]
+fn shadow_pages_are_few_while_the_guest_runs() {
+    const ROUNDS: u64 = 200;
+    const FIRST: u64 = 8;
+    const LIMIT: usize = 64;
+    // again: add rax, [rbx]; add rbx, 0x200000; dec ecx; jnz again; hlt
+    let code = [
+        0x48, 0x03, 0x03, 0x48, 0x81, 0xc3, 0, 0, 0x20, 0, 0xff, 0xc9, 0x75, 0xf2, 0xf4,
+    ];
+    let config = MmuConfig {
+        path: PagingPath::Shadow,
+        shadow_pages: LIMIT,
+        ..MmuConfig::default()
+    };
+    let mut machine = Machine::with_mmu(&code, config);
+    // Each table maps its last page and its first one; a load takes half of each of two tables.
+    for i in 0..=ROUNDS {
+        let (table, last, first) = (
+            0x40_0000 + i * 0x1000,
+            0x80_0000 + i * 0x2000,
+            0x80_1000 + i * 0x2000,
+        );
+        machine.write_word(0x3000 + 8 * (FIRST + i), table | 7);
+        machine.write_word(table + 8 * 511, last | 7);
+        machine.write_word(table, first | 7);
+        machine.write(last + 0xffc, &(i as u32 + 1).to_le_bytes());
+        machine.write(first, &(3 * i as u32).to_le_bytes());
+    }
+    let state = machine.vcpu.state_mut();
+    (state.gpr[0], state.gpr[1], state.gpr[3]) = (0, ROUNDS, ((FIRST + 1) << 21) - 4);
+    let sum: u64 = (0..ROUNDS).map(|i| (i + 1) + (3 * (i + 1) << 32)).sum();
+    assert_eq!(machine.run_to_halt().gpr[0], sum);
+    assert!(machine.mmu.stats().mmu_recycled.get() > LIMIT as u64);
+    assert!(machine.mmu.table_bytes() <= (LIMIT + 16) * 2 * 4096);
 }

@@ -258,24 +258,29 @@ impl Mmu {
         }
     }
 
-    /// The most shadow pages from now on; with more of them the shadow tables begin anew. Those of one
-    /// translation may come on top. The other paths have none.
+    /// The most shadow pages from now on; with more of them the shadow tables begin anew at the next
+    /// checkpoint. The other paths have none.
     pub fn set_shadow_limit(&self, pages: usize) {
         self.shadow_limit.store(pages, Ordering::Relaxed);
         self.bound_shadow(None);
     }
 
+    /// Whether there are more shadow pages than allowed.
+    pub(crate) fn has_too_much_shadow(&self) -> bool {
+        let limit = self.shadow_limit.load(Ordering::Relaxed);
+        self.shadow.as_ref().is_some_and(|s| s.pages() > limit)
+    }
+
     /// Begins anew with the shadow tables if there are too many pages; whether it has.
     pub(crate) fn bound_shadow(&self, from: Option<&Participant>) -> bool {
-        let limit = self.shadow_limit.load(Ordering::Relaxed);
-        let shadow = self.shadow.as_ref().filter(|s| s.pages() > limit);
-        if let Some(shadow) = shadow {
+        let too_many = self.has_too_much_shadow();
+        if let Some(shadow) = self.shadow.as_ref().filter(|_| too_many) {
             self.stats.mmu_recycled.add(shadow.pages() as u64);
             let limbo = shadow.clear();
             self.flush_others(from);
             shadow.recycle(limbo);
         }
-        shadow.is_some()
+        too_many
     }
 
     #[must_use]

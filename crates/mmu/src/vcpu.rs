@@ -9,7 +9,7 @@ use std::time::Instant;
 use addr::{Gpa, Gva, Hva, PageSize};
 use memory::ahead::{Ahead, Look};
 use memory::dirty::{DirtyRing, RingError};
-use memory::quiesce::Participant;
+use memory::quiesce::{Participant, Requests};
 use memory::slot;
 use x86::paging::PagingMode;
 
@@ -172,6 +172,16 @@ impl VcpuMmu {
         self.flush_shadow()
     }
 
+    /// To be called at a checkpoint, between two instructions: begins anew with shadow tables that have
+    /// grown beyond their limit. [`VcpuMmu::translate`] asks for a flush where they have.
+    pub fn keep_limits(&mut self) -> TlbEffect {
+        if self.mmu.has_too_much_shadow() {
+            self.flush_shadow()
+        } else {
+            TlbEffect::Architectural
+        }
+    }
+
     /// Brings shadow tables in step, and finds the roots for the present registers.
     fn flush_shadow(&mut self) -> TlbEffect {
         let (Some(shadow), Some(roots)) = (&self.mmu.shadow, &mut self.roots) else {
@@ -283,10 +293,12 @@ impl VcpuMmu {
     #[inline(never)]
     fn shadow_fault(&mut self, gva: Gva, access: Access) -> Result<Translation, Fault> {
         let mmu = Arc::clone(&self.mmu);
-        // A guest that never flushes may not have tables without end. What this vCPU's TLB holds
-        // stays right: nothing is protected now, and whoever takes a right away flushes it.
-        if self.participant.is_some() {
-            mmu.bound_shadow(self.participant.as_deref());
+        // A guest that never flushes may not have tables without end. Nothing is taken away here: the
+        // instruction may hold another translation, and this vCPU must not wait for others meanwhile.
+        if mmu.has_too_much_shadow()
+            && let Some(participant) = &self.participant
+        {
+            participant.request(Requests::FLUSH_TLB);
         }
         let mut roots = self.roots.take();
         let result = match (&mmu.shadow, &mut roots) {

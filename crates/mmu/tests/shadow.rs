@@ -87,7 +87,7 @@ fn shadow_pages_are_bounded_without_flushes() {
     const LIMIT: usize = 64;
     const BYTES_OF_A_PAGE: usize = 2 * 4096;
     let mut machine = Machine::new(PagingPath::Shadow, 8 * MIB);
-    machine.join();
+    let participant = machine.join();
     one_page(&mut machine);
     machine.mmu.set_shadow_limit(LIMIT);
     for table in 0..512 {
@@ -97,6 +97,15 @@ fn shadow_pages_are_bounded_without_flushes() {
         let gva = Gva::new(table * 2 * MIB);
         let got = machine.vcpu.translate(gva, READ).unwrap();
         assert_eq!(got.gpa.raw(), 4 * MIB + table * 0x1000);
+        // Whoever translates may hold another translation: it is told, and nothing goes yet.
+        let had = machine.mmu.table_bytes();
+        if participant.has_requests() {
+            assert!(had > LIMIT * BYTES_OF_A_PAGE);
+            let _ = participant.enter();
+            assert_eq!(machine.vcpu.keep_limits(), TlbEffect::FlushAll);
+            participant.leave();
+            assert_eq!(machine.mmu.table_bytes(), 0);
+        }
         assert!(machine.mmu.table_bytes() <= (LIMIT + 4) * BYTES_OF_A_PAGE);
     }
     assert!(machine.mmu.stats().mmu_recycled.get() >= 512 - LIMIT as u64);

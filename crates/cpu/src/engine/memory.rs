@@ -412,6 +412,12 @@ impl MemoryView<'_> {
         }
     }
 
+    /// Between two instructions: lets the MMU take away what is too much.
+    pub(crate) fn keep_limits(&mut self) {
+        let effect = self.memory.mmu.keep_limits();
+        self.apply(effect);
+    }
+
     fn apply(&mut self, effect: TlbEffect) {
         if effect == TlbEffect::FlushAll {
             self.flush_all();

@@ -158,6 +158,7 @@ impl Vcpu {
         if self.kick.is_asked() {
             let requests = self.kick.checkpoint(&self.memory.participant);
             self.serve(requests)?;
+            self.view().keep_limits();
         } else if !self.memory.late.is_empty() {
             self.serve(Requests::empty())?;
         }

@@ -128,10 +128,15 @@ pub fn protected_mode(state: &mut CpuState) {
 impl Machine {
     /// RAM with page tables that map the first GiB with large pages, and `code` at [`CODE`].
     pub fn new(code: &[u8]) -> Self {
+        Self::with_mmu(code, MmuConfig::default())
+    }
+
+    /// The same, with this MMU.
+    pub fn with_mmu(code: &[u8], config: MmuConfig) -> Self {
         let ram = GuestRam::new(&RamConfig::new(RAM_BYTES)).expect("RAM");
         let domain = Domain::new();
         let slots = Slots::new(Arc::clone(&domain), SlotsConfig::default());
-        let mmu = Mmu::new(&slots, MmuConfig::default());
+        let mmu = Mmu::new(&slots, config);
         slots
             .set_region(&Region {
                 slot: 0,
