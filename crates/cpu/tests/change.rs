@@ -214,7 +214,7 @@ fn shadow_pages_are_few_while_the_guest_runs() {
     }
     let state = machine.vcpu.state_mut();
     (state.gpr[0], state.gpr[1], state.gpr[3]) = (0, ROUNDS, ((FIRST + 1) << 21) - 4);
-    let sum: u64 = (0..ROUNDS).map(|i| (i + 1) + (3 * (i + 1) << 32)).sum();
+    let sum: u64 = (0..ROUNDS).map(|i| (i + 1) + ((3 * (i + 1)) << 32)).sum();
     assert_eq!(machine.run_to_halt().gpr[0], sum);
     assert!(machine.mmu.stats().mmu_recycled.get() > LIMIT as u64);
     assert!(machine.mmu.table_bytes() <= (LIMIT + 16) * 2 * 4096);

@@ -21,18 +21,15 @@ use std::time::Duration;
 pub enum Turns {
     /// About what an answer takes.
     Short,
-    /// What the host gives to everybody.
-    Usual,
     /// A tick of most hosts, and longer than what they give to everybody.
     Long,
 }
 
 impl Turns {
-    /// What the call takes; 0 stands for the host's own choice.
+    /// What the call takes.
     fn slice(self) -> Duration {
         match self {
             Self::Short => Duration::from_micros(200),
-            Self::Usual => Duration::ZERO,
             Self::Long => Duration::from_millis(4),
         }
     }
@@ -75,7 +72,7 @@ mod tests {
     #[test]
     fn the_policy_and_the_niceness_stay() {
         let before = std::thread::spawn(attributes).join().unwrap();
-        for turns in [Turns::Short, Turns::Long, Turns::Usual] {
+        for turns in [Turns::Short, Turns::Long] {
             let asked = move || {
                 ask_for(turns);
                 attributes()
@@ -83,9 +80,6 @@ mod tests {
             let after = std::thread::spawn(asked).join().unwrap();
             assert_eq!(after.sched_policy, before.sched_policy);
             assert_eq!(after.sched_nice, before.sched_nice);
-            if turns == Turns::Usual {
-                assert_eq!(after.sched_runtime, before.sched_runtime);
-            }
         }
     }
 

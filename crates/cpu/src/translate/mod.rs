@@ -174,7 +174,7 @@ struct Block<'a> {
     mode: Mode,
     /// Offset in the cache at which the block begins.
     start: u32,
-    /// Address at which the way out lies.
+    /// Address at which the way out lies, which is that of the cache: it begins with it.
     leave: u64,
     /// RIP of the present instruction.
     rip: u64,

@@ -149,25 +149,9 @@ impl Kick for Shared {
 
 #[cfg(test)]
 mod tests {
-    use addr::Address;
-
     use super::super::host::PAGE;
+    use super::super::tests::{fresh, resident};
     use super::*;
-    use crate::ram::{GuestRam, RamConfig, Thp};
-
-    fn resident(ram: &GuestRam) -> u64 {
-        let start = ram.range().start();
-        let pages = 0..ram.size() / PAGE;
-        pages
-            .filter(|page| host::is_resident(start.wrapping_add(page * PAGE)))
-            .count() as u64
-    }
-
-    fn fresh() -> GuestRam {
-        let mut config = RamConfig::private(8 << 20);
-        config.thp = Thp::Never;
-        GuestRam::new(&config).unwrap()
-    }
 
     #[test]
     fn an_order_is_done_or_taken_back_when_a_writer_has_waited() {
@@ -175,7 +159,7 @@ mod tests {
             println!("SKIPPED: one processor: there is no helper");
             return;
         }
-        let (ram, domain, helper) = (fresh(), Domain::new(), Helper::new());
+        let (ram, domain, helper) = (fresh(8 << 20), Domain::new(), Helper::new());
         let first = ram.range().start().raw() / PAGE;
         for round in 0..200 {
             let before = resident(&ram);
@@ -197,7 +181,7 @@ mod tests {
             println!("SKIPPED: one processor: there is no helper");
             return;
         }
-        let (ram, domain, helper) = (fresh(), Domain::new(), Helper::new());
+        let (ram, domain, helper) = (fresh(8 << 20), Domain::new(), Helper::new());
         let first = ram.range().start().raw() / PAGE;
         helper.order(&domain, first + 3, 500).expect("it is idle");
         while helper.shared.state.load(Ordering::Acquire) != IDLE {

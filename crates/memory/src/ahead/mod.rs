@@ -259,13 +259,13 @@ mod tests {
     use crate::ram::{GuestRam, RamConfig, Thp};
 
     /// Memory of small pages that nobody has touched.
-    fn fresh(size: u64) -> GuestRam {
+    pub(super) fn fresh(size: u64) -> GuestRam {
         let mut config = RamConfig::private(size);
         config.thp = Thp::Never;
         GuestRam::new(&config).unwrap()
     }
 
-    fn resident(ram: &GuestRam) -> u64 {
+    pub(super) fn resident(ram: &GuestRam) -> u64 {
         let start = ram.range().start();
         let pages = 0..ram.size() / PAGE;
         pages

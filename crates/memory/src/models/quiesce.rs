@@ -59,19 +59,31 @@ fn reader(vcpu: &Vcpu, table: &Published, stays: usize, polls: usize) {
     }
 }
 
-fn one_writer(stays: usize, polls: usize) {
+/// A writer that tells its readers so, and one of them.
+fn writer_and(tell: impl FnOnce(&Domain), read: impl FnOnce(&Vcpu, &Published) + Send + 'static) {
     let domain = Domain::new();
     let table = Arc::new(Published::new());
     let vcpu = Vcpu::new(&domain);
     let reads = {
         let (table, vcpu) = (Arc::clone(&table), Arc::clone(&vcpu));
-        thread::spawn(move || reader(&vcpu, &table, stays, polls))
+        thread::spawn(move || read(&vcpu, &table))
     };
     table.publish();
-    let nobody = domain.request_and_wait(Requests::FLUSH_TLB, None);
-    assert!(nobody.is_empty());
+    tell(&domain);
     table.spoil();
     reads.join().unwrap();
+}
+
+fn one_writer_and(read: impl FnOnce(&Vcpu, &Published) + Send + 'static) {
+    let wait = |domain: &Domain| {
+        let nobody = domain.request_and_wait(Requests::FLUSH_TLB, None);
+        assert!(nobody.is_empty());
+    };
+    writer_and(wait, read);
+}
+
+fn one_writer(stays: usize, polls: usize) {
+    one_writer_and(move |vcpu, table| reader(vcpu, table, stays, polls));
 }
 
 #[test]
@@ -206,23 +218,13 @@ fn only_one_is_alone() {
 #[should_panic(expected = "Causality violation")]
 fn a_reader_that_ignores_requests_is_found() {
     explore(3, || {
-        let domain = Domain::new();
-        let table = Arc::new(Published::new());
-        let vcpu = Vcpu::new(&domain);
-        let reads = {
-            let (table, vcpu) = (Arc::clone(&table), Arc::clone(&vcpu));
-            thread::spawn(move || {
-                let _ = vcpu.enter();
-                let tlb = table.fill(None);
-                let _ = vcpu.poll();
-                table.use_it(tlb);
-                vcpu.leave();
-            })
-        };
-        table.publish();
-        let _ = domain.request_and_wait(Requests::FLUSH_TLB, None);
-        table.spoil();
-        reads.join().unwrap();
+        one_writer_and(|vcpu, table| {
+            let _ = vcpu.enter();
+            let tlb = table.fill(None);
+            let _ = vcpu.poll();
+            table.use_it(tlb);
+            vcpu.leave();
+        });
     });
 }
 
@@ -231,16 +233,9 @@ fn a_reader_that_ignores_requests_is_found() {
 #[should_panic(expected = "Causality violation")]
 fn a_writer_that_does_not_wait_is_found() {
     explore(3, || {
-        let domain = Domain::new();
-        let table = Arc::new(Published::new());
-        let vcpu = Vcpu::new(&domain);
-        let reads = {
-            let (table, vcpu) = (Arc::clone(&table), Arc::clone(&vcpu));
-            thread::spawn(move || reader(&vcpu, &table, 1, 1))
-        };
-        table.publish();
-        domain.request(Requests::FLUSH_TLB);
-        table.spoil();
-        reads.join().unwrap();
+        writer_and(
+            |domain| domain.request(Requests::FLUSH_TLB),
+            |vcpu, table| reader(vcpu, table, 1, 1),
+        );
     });
 }

@@ -10,6 +10,15 @@ const OSXSAVE: u64 = 1 << 18;
 const SMEP: u64 = 1 << 20;
 const SMAP: u64 = 1 << 21;
 
+/// Both privileges of each mode.
+const STARTS: [Start; 5] = [
+    Start::Protected32,
+    Start::User32,
+    Start::UserCompatibility,
+    Start::Long,
+    Start::UserLong,
+];
+
 #[test]
 fn user_mode_instruction_prevention() {
     let mut cases = Vec::new();
@@ -20,13 +29,7 @@ fn user_mode_instruction_prevention() {
         ("str", [0x0f, 0x00, 0xc8]),
         ("smsw", [0x0f, 0x01, 0xe0]),
     ] {
-        for start in [
-            Start::Protected32,
-            Start::User32,
-            Start::UserCompatibility,
-            Start::Long,
-            Start::UserLong,
-        ] {
+        for start in STARTS {
             let ends = through(start, &code);
             cases.push(Case::new(
                 &format!("{name} without UMIP"),
@@ -210,13 +213,7 @@ fn rdpmc() {
     let mut cases = Vec::new();
     // mov ecx, 0x1234; rdpmc
     let code = [0xb9, 0x34, 0x12, 0, 0, 0x0f, 0x33];
-    for start in [
-        Start::Protected32,
-        Start::User32,
-        Start::UserCompatibility,
-        Start::Long,
-        Start::UserLong,
-    ] {
+    for start in STARTS {
         for cr4 in [0, 1 << 8] {
             // Forbidden, or no such counter.
             let name = format!("rdpmc, cr4 {cr4:#x}");
