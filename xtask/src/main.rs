@@ -13,6 +13,8 @@ mod selftests;
 mod threads;
 mod workspace;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -58,8 +60,8 @@ enum Task {
     Tsan,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> Result<ExitCode> {
+    let done = match Cli::parse().task {
         Task::Check => gate::check(),
         Task::Readme => readme::run(),
         Task::Layers => layers::check(),
@@ -70,9 +72,14 @@ fn main() -> Result<()> {
         Task::Hostile(options) => hostile::main(&options),
         Task::FaultCost => fault_cost::main(),
         Task::CompareTcg(options) => compare_tcg::main(&options),
-        Task::HostileCode(arguments) => harness::run("differential", "hostile", &arguments),
         Task::Loom => threads::loom(),
         Task::Tsan => threads::tsan(),
-        Task::Differential(arguments) => harness::run("differential", "differential", &arguments),
-    }
+        Task::HostileCode(arguments) => {
+            return harness::run("differential", "hostile", &arguments);
+        }
+        Task::Differential(arguments) => {
+            return harness::run("differential", "differential", &arguments);
+        }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

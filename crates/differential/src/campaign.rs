@@ -8,11 +8,11 @@ use fastrand::Rng;
 use iced_x86::{Code, Register};
 
 use crate::case::{Batch, Mode, Outcome};
-use crate::compare::Difference;
 use crate::generate::{Catalogue, Exclusion, Form, Tolerance, block, single, values};
 use crate::layout::DATA_BYTES;
-use crate::minimise::{Failure, Pair};
-use crate::report::{self, Divergence};
+use crate::minimise::Pair;
+use crate::report::{Divergence, Name};
+use crate::steady::{Sighting, Verdict};
 
 /// How much to do.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +51,12 @@ pub struct Tally {
     pub endings: BTreeMap<u32, u64>,
     /// Divergences by form.
     pub diverging: BTreeMap<String, u64>,
-    /// The first of them, minimised.
+    /// The first of them.
     pub divergences: Vec<Divergence>,
+    /// Cases of which the host gave two results, by form: see [`crate::steady`].
+    pub unsteady: BTreeMap<String, u64>,
+    /// The first of these.
+    pub unsteadies: Vec<Divergence>,
     /// Rounds through the catalogue.
     pub rounds: u64,
 }
@@ -165,37 +169,16 @@ fn block_batch(
         }
         let differences = pair.compare(batch.program(index), e, f, Tolerance::default());
         if !differences.is_empty() {
-            block_diverged(&batch, index, differences, seed, effort, pair, tally)?;
+            let sighting = Sighting {
+                batch: &batch,
+                index,
+                tolerance: Tolerance::default(),
+                expected: e,
+                found: f,
+                differences,
+            };
+            tally.diverged(&sighting, Name::Program, seed, effort, pair)?;
         }
-    }
-    Ok(())
-}
-
-fn block_diverged(
-    batch: &Batch,
-    index: usize,
-    differences: Vec<Difference>,
-    seed: u64,
-    effort: Effort,
-    pair: &mut Pair<'_>,
-    tally: &mut Tally,
-) -> Result<()> {
-    if tally.divergences.len() >= effort.kept {
-        *tally.diverging.entry("further blocks".into()).or_default() += 1;
-        return Ok(());
-    }
-    let failure = Failure {
-        program: *batch.program(index),
-        case: batch.cases[index],
-        pattern: batch.pattern.clone(),
-        tolerance: Tolerance::default(),
-    };
-    let mut divergence = divergence(pair, failure, differences, String::new(), seed)?;
-    divergence.name = report::forms(&divergence.program).join(" ");
-    let count = tally.diverging.entry(divergence.name.clone()).or_default();
-    *count += 1;
-    if *count == 1 {
-        tally.divergences.push(divergence);
     }
     Ok(())
 }
@@ -256,7 +239,7 @@ impl Drawn {
         pair.native.run(&self.batch, &mut expected)?;
         pair.subject.run(&self.batch, &mut found)?;
         for (index, (e, f)) in expected.iter().zip(&found).enumerate() {
-            let (form, tolerance, _) = self.origins[self.batch.cases[index].program as usize];
+            let (form, tolerance, seed) = self.origins[self.batch.cases[index].program as usize];
             note(seen, form.code, e);
             tally.count(&format!("{:?}", form.code), e);
             if !e.ending.is_exception() {
@@ -264,67 +247,20 @@ impl Drawn {
             }
             let differences = pair.compare(self.batch.program(index), e, f, tolerance);
             if !differences.is_empty() {
-                self.diverged(index, differences, pair, effort, tally)?;
+                let sighting = Sighting {
+                    batch: &self.batch,
+                    index,
+                    tolerance,
+                    expected: e,
+                    found: f,
+                    differences,
+                };
+                let name = Name::Form(form.code);
+                tally.diverged(&sighting, name, seed, effort, pair)?;
             }
         }
         Ok(())
     }
-
-    fn diverged(
-        &self,
-        index: usize,
-        differences: Vec<Difference>,
-        pair: &mut Pair<'_>,
-        effort: Effort,
-        tally: &mut Tally,
-    ) -> Result<()> {
-        let case = self.batch.cases[index];
-        let (form, tolerance, seed) = self.origins[case.program as usize];
-        let name = format!("{:?}", form.code);
-        let count = tally.diverging.entry(name.clone()).or_default();
-        *count += 1;
-        if *count > 1 || tally.divergences.len() >= effort.kept {
-            return Ok(());
-        }
-        let failure = Failure {
-            program: *self.batch.program(index),
-            case,
-            pattern: self.batch.pattern.clone(),
-            tolerance,
-        };
-        tally
-            .divergences
-            .push(divergence(pair, failure, differences, name, seed)?);
-        Ok(())
-    }
-}
-
-/// Minimises, and runs a last time for what to print. What does not come back is printed as it was at
-/// `first`.
-fn divergence(
-    pair: &mut Pair<'_>,
-    failure: Failure,
-    first: Vec<Difference>,
-    name: String,
-    seed: u64,
-) -> Result<Divergence> {
-    let small = pair.minimise(failure)?;
-    pair.subject.remarks();
-    let (mut differences, expected) = pair.run(&small)?;
-    let mut remarks = pair.subject.remarks();
-    if differences.is_empty() {
-        differences = first;
-        remarks.push("found once; not when it was run again alone".into());
-    }
-    Ok(Divergence {
-        name,
-        seed,
-        program: small.program,
-        case: small.case,
-        differences,
-        expected,
-        remarks,
-    })
 }
 
 fn note(seen: &mut SeenForms, code: Code, outcome: &Outcome) {
@@ -353,6 +289,9 @@ fn drop_unknown(catalogue: &mut Catalogue, seen: &SeenForms) {
     }
 }
 
+/// So many divergences of one form are looked into.
+const OF_ONE_FORM: u64 = 3;
+
 impl Tally {
     fn count(&mut self, name: &str, outcome: &Outcome) {
         self.cases += 1;
@@ -360,6 +299,45 @@ impl Tally {
         if !outcome.ending.is_exception() {
             *self.incomparable.entry(name.to_owned()).or_default() += 1;
         }
+    }
+
+    /// Looks into a difference, if it is not one of many.
+    fn diverged(
+        &mut self,
+        sighting: &Sighting<'_>,
+        name: Name,
+        seed: u64,
+        effort: Effort,
+        pair: &mut Pair<'_>,
+    ) -> Result<()> {
+        let many = self.divergences.len() >= effort.kept || self.unsteadies.len() >= effort.kept;
+        let form = name.of(sighting.batch.program(sighting.index));
+        let count = self.diverging.get(&form).copied().unwrap_or(0);
+        if many || count >= OF_ONE_FORM {
+            let form = match name {
+                Name::Form(_) => form,
+                Name::Program => "further programs".into(),
+            };
+            *self.diverging.entry(form).or_default() += 1;
+            return Ok(());
+        }
+        let divergence = Divergence::examine(pair, sighting, name, seed)?;
+        if effort.progress == Progress::Shown {
+            eprintln!("{divergence}");
+        }
+        let (counts, kept) = match divergence.trials.verdict() {
+            Verdict::HostUnsteady => (&mut self.unsteady, &mut self.unsteadies),
+            Verdict::Differs | Verdict::SubjectChanged => {
+                (&mut self.diverging, &mut self.divergences)
+            }
+        };
+        let count = counts.entry(divergence.name.clone()).or_default();
+        *count += 1;
+        // A second one of a form only where it doesn't come back: each of these is worth a look.
+        if *count == 1 || !divergence.trials.is_reproducible() {
+            kept.push(divergence);
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`guest`]    | runs cases on the translating CPU, in a long-mode guest                  |
 //! | [`compare`]  | two outcomes side by side                                                |
 //! | [`dead_flags`] | the one thing that is not compared                                       |
+//! | [`steady`]   | whether a difference comes back, and if not, which side changed its mind  |
 //! | [`minimise`] | makes a failing case small                                               |
 //! | [`campaign`] | a run through the catalogue                                              |
 //! | [`report`]   | how a divergence is printed                                              |
@@ -30,3 +31,4 @@ pub mod local;
 pub mod minimise;
 pub mod native;
 pub mod report;
+pub mod steady;

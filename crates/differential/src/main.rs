@@ -1,9 +1,13 @@
 //! The differential test as a command: see `cargo xtask differential --help`.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 
 use differential::campaign::{self, Effort, MODES, Progress, Tally};
@@ -14,6 +18,9 @@ use differential::minimise::Pair;
 use differential::native::NativeCpu;
 
 /// Runs every form of instruction natively and translated, and compares bit for bit
+///
+/// Ends with 0 where nothing differs, with 1 where something does, and with 3 where the only
+/// differences are cases of which the host itself gave two results.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask differential")]
 struct Cli {
@@ -50,6 +57,27 @@ struct Cli {
     /// Name every form that is left out
     #[arg(long)]
     list_excluded: bool,
+    /// Add what differs to this file, too
+    #[arg(long)]
+    record: Option<PathBuf>,
+}
+
+/// How a run ended, the worst last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Judgement {
+    Clean,
+    HostUnsteady,
+    Diverges,
+}
+
+impl From<Judgement> for ExitCode {
+    fn from(judgement: Judgement) -> Self {
+        match judgement {
+            Judgement::Clean => Self::SUCCESS,
+            Judgement::HostUnsteady => Self::from(3),
+            Judgement::Diverges => Self::FAILURE,
+        }
+    }
 }
 
 /// Modes times translations times kinds of programs: what the time is shared among.
@@ -70,17 +98,16 @@ fn main() -> Result<ExitCode> {
         },
     };
     let mut native = NativeCpu::new()?;
-    let mut clean = true;
+    let mut worst = Judgement::Clean;
     for mode in MODES {
         for translation in [Translation::Exact, Translation::Fast, Translation::Stepped] {
-            clean &= run(&cli, mode, translation, &mut native, effort)?;
+            worst = worst.max(run(&cli, mode, translation, &mut native, effort)?);
         }
     }
-    Ok(if clean {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    if worst == Judgement::HostUnsteady {
+        println!("the host was not steady: it gave two results for one case, see above");
+    }
+    Ok(worst.into())
 }
 
 fn run(
@@ -89,7 +116,7 @@ fn run(
     translation: Translation,
     native: &mut NativeCpu,
     effort: Effort,
-) -> Result<bool> {
+) -> Result<Judgement> {
     let mut catalogue = Catalogue::new(mode);
     if let Some(pattern) = &cli.forms {
         catalogue.restrict(pattern);
@@ -99,29 +126,30 @@ fn run(
         native,
         subject: &mut *subject,
     };
-    let mut clean = true;
+    let mut worst = Judgement::Clean;
     if !cli.blocks && translation != Translation::Stepped {
         let started = Instant::now();
         let tally = campaign::single_instructions(&mut catalogue, effort, &mut pair)?;
-        print_title(cli, mode, "single instructions", &pair);
+        let title = title(cli, mode, "single instructions", &pair);
+        println!("{title}");
         print_catalogue(&catalogue, cli);
-        clean &= print_tally(&tally, started.elapsed());
+        print_tally(&tally, started.elapsed());
+        worst = worst.max(judge(cli, &title, &tally)?);
     }
     if !cli.singles {
         let started = Instant::now();
         let tally = campaign::blocks(&catalogue, mode, effort, &mut pair)?;
-        print_title(cli, mode, "whole programs", &pair);
-        clean &= print_tally(&tally, started.elapsed());
+        let title = title(cli, mode, "whole programs", &pair);
+        println!("{title}");
+        print_tally(&tally, started.elapsed());
+        worst = worst.max(judge(cli, &title, &tally)?);
     }
-    Ok(clean)
+    Ok(worst)
 }
 
-fn print_title(cli: &Cli, mode: Mode, what: &str, pair: &Pair<'_>) {
-    println!(
-        "{mode:?}, {what}, {}, seed {}",
-        pair.subject.name(),
-        cli.seed
-    );
+fn title(cli: &Cli, mode: Mode, what: &str, pair: &Pair<'_>) -> String {
+    let name = pair.subject.name();
+    format!("{mode:?}, {what}, {name}, seed {}", cli.seed)
 }
 
 fn subject(cli: &Cli, translation: Translation) -> Result<Box<dyn Executor>> {
@@ -142,7 +170,7 @@ fn print_catalogue(catalogue: &Catalogue, cli: &Cli) {
     }
 }
 
-fn print_tally(tally: &Tally, time: Duration) -> bool {
+fn print_tally(tally: &Tally, time: Duration) {
     println!(
         "  cases: {} in {} rounds, {:.1} s; without an end on the host: {:?}",
         tally.cases,
@@ -156,13 +184,41 @@ fn print_tally(tally: &Tally, time: Duration) -> bool {
         .map(|(v, n)| format!("{v}: {n}"))
         .collect();
     println!("  ended by vector: {}", endings.join(", "));
-    for divergence in &tally.divergences {
+    for divergence in tally.divergences.iter().chain(&tally.unsteadies) {
         println!("{divergence}");
     }
-    let count: u64 = tally.diverging.values().sum();
-    println!("  divergences: {count} in {} forms", tally.diverging.len());
-    for (name, count) in &tally.diverging {
+    print_counts("divergences", &tally.diverging);
+    if !tally.unsteady.is_empty() {
+        print_counts("cases of which the host gave two results", &tally.unsteady);
+    }
+}
+
+fn print_counts(what: &str, counts: &BTreeMap<String, u64>) {
+    let sum: u64 = counts.values().sum();
+    println!("  {what}: {sum} in {} forms", counts.len());
+    for (name, count) in counts {
         println!("    {count:6} {name}");
     }
-    tally.diverging.is_empty()
+}
+
+/// Also writes down what there is.
+fn judge(cli: &Cli, title: &str, tally: &Tally) -> Result<Judgement> {
+    if let Some(path) = &cli.record {
+        record(path, title, tally).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(if !tally.diverging.is_empty() {
+        Judgement::Diverges
+    } else if !tally.unsteady.is_empty() {
+        Judgement::HostUnsteady
+    } else {
+        Judgement::Clean
+    })
+}
+
+fn record(path: &Path, title: &str, tally: &Tally) -> Result<()> {
+    let mut file = File::options().create(true).append(true).open(path)?;
+    for divergence in tally.divergences.iter().chain(&tally.unsteadies) {
+        write!(file, "{title}\n{divergence}\n")?;
+    }
+    Ok(())
 }

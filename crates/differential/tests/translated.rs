@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use differential::campaign::{self, Effort, Progress};
+use differential::campaign::{self, Effort, Progress, Tally};
 use differential::case::Mode;
 use differential::generate::Catalogue;
 use differential::guest::{GuestCpu, Translation};
@@ -28,12 +28,18 @@ fn singles(mode: Mode, translation: Translation) {
         subject: &mut subject,
     };
     let tally = campaign::single_instructions(&mut catalogue, EFFORT, &mut pair).unwrap();
-    for divergence in &tally.divergences {
+    assert!(tally.cases > 5000);
+    assert_none(&tally, mode, translation);
+}
+
+/// A host that gives two results for one case is named, and not held against the translator.
+fn assert_none(tally: &Tally, mode: Mode, translation: Translation) {
+    for divergence in tally.divergences.iter().chain(&tally.unsteadies) {
         println!("{divergence}");
     }
-    assert!(tally.cases > 5000);
-    let all = &tally.diverging;
+    let (all, unsteady) = (&tally.diverging, &tally.unsteady);
     assert!(all.is_empty(), "{mode:?}, {translation:?}: {all:?}");
+    assert!(unsteady.len() < 3, "the host is not steady: {unsteady:?}");
 }
 
 #[test]
@@ -67,11 +73,7 @@ fn programs(mode: Mode) {
         };
         let tally = campaign::blocks(&catalogue, mode, EFFORT, &mut pair).unwrap();
         assert!(tally.cases > 80);
-        for divergence in &tally.divergences {
-            println!("{divergence}");
-        }
-        let all = &tally.diverging;
-        assert!(all.is_empty(), "{mode:?}, {translation:?}: {all:?}");
+        assert_none(&tally, mode, translation);
     }
 }
 

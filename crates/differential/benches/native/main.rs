@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use addr::Gpa;
 use anyhow::{Result, ensure};
+use differential::guest::thread_time::thread_time;
 
 use kernels::{Data, Kernel};
 use machine::{BUFFER, CODE, Guest};
@@ -183,18 +184,8 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, f64) {
     (result, cpu_time() - started)
 }
 
-#[expect(
-    unsafe_code,
-    reason = "the clock of a thread's CPU time has no safe wrapper"
-)]
 fn cpu_time() -> f64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a plain system call with a local argument.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32).as_secs_f64() * 1e9
+    thread_time().as_secs_f64() * 1e9
 }
 
 fn median(times: &mut [f64]) -> f64 {

@@ -1,6 +1,6 @@
 //! Runs cases on the translating CPU.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use addr::{Gpa, Gva};
 use anyhow::Result;
@@ -9,6 +9,7 @@ use cpu::{CpuState, Exit, FlagsAtFaults, Segment, TableRegister};
 
 use super::image::{self, Image};
 use super::machine::Machine;
+use super::thread_time::Work;
 use super::watchdog::Watchdog;
 use crate::case::{Batch, Case, Ending, Executor, Outcome, Program, State};
 use crate::layout::{CODE_BYTES, FILLER, WRITABLE_BYTES};
@@ -39,7 +40,7 @@ pub struct GuestCpu {
 
 /// After so many steps a case has gone astray.
 const STEPS: usize = 100_000;
-/// No case takes longer.
+/// No case takes longer, in processor time: the watchdog's kicks count only then.
 const LIMIT: Duration = Duration::from_millis(300);
 /// The same in looks of the watchdog.
 const TICKS: u32 = 12;
@@ -91,7 +92,7 @@ impl GuestCpu {
     }
 
     fn run_to_end(&mut self) -> Exit {
-        let started = Instant::now();
+        let work = Work::begin();
         if self.translation == Translation::Stepped {
             self.machine.vcpu.set_guest_debug(GuestDebug {
                 enabled: true,
@@ -104,8 +105,8 @@ impl GuestCpu {
         for _ in 0..STEPS {
             match exit {
                 Exit::Debug(_) if self.translation == Translation::Stepped => {}
-                // The watchdog's kick for an earlier run.
-                Exit::Interrupted if started.elapsed() < LIMIT => {}
+                // A kick for an earlier run, or for one that got no processor.
+                Exit::Interrupted if work.so_far() < LIMIT => {}
                 _ => break,
             }
             exit = self.machine.run();

@@ -4,6 +4,7 @@ mod cpu;
 pub mod image;
 pub mod machine;
 mod quiet;
+pub mod thread_time;
 pub mod watchdog;
 
 pub use cpu::{GuestCpu, Translation};
