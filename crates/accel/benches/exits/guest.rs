@@ -141,10 +141,15 @@ pub(crate) enum Chips {
     Message,
     /// Local APICs only; [`GSI`] is a level-triggered message to vCPU 0.
     Split,
+    /// None: they are the monitor's affair.
+    None,
 }
 
 impl Chips {
     fn create(self, vm: &dyn Vm) {
+        if self == Chips::None {
+            return;
+        }
         if self == Chips::Split {
             let mut cap = kvm_enable_cap {
                 cap: KVM_CAP_SPLIT_IRQCHIP,

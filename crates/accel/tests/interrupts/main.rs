@@ -7,6 +7,7 @@
 
 #[path = "../../benches/exits/guest.rs"]
 mod guest;
+mod monitors_apics;
 mod processors;
 
 use std::os::fd::AsRawFd;

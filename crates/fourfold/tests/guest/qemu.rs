@@ -134,6 +134,25 @@ fn boots(name: &str, options: &[&str], cpus: u32) {
     }
 }
 
+/// Since 10.1.3. Many before (7.2.22 among them) never take back `CPU_INTERRUPT_SIPI` where the local
+/// APICs are their own: the second vCPU's thread spins with the big lock held, on any KVM. What such a
+/// QEMU asks of KVM is in `accel`'s `monitors_apics`.
+fn starts_others_with_apics_of_its_own() -> bool {
+    let Some(mut qemu) = tool("qemu-system-x86_64") else {
+        return false;
+    };
+    let output = qemu.arg("--version").output().unwrap();
+    let said = text(&output.stdout);
+    let version = said.split_whitespace().nth(3).unwrap_or_default();
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    let mended = [next(), next(), next()] >= [10, 1, 3];
+    if !mended {
+        println!("skipped with 2 vCPUs and kernel-irqchip=off: QEMU {version} hangs on any KVM");
+    }
+    mended
+}
+
 #[test]
 fn one_cpu() {
     boots("one", &["-accel", "kvm"], 1);
@@ -148,6 +167,10 @@ fn two_cpus() {
 #[ignore = "another dozen seconds: cargo xtask guest-tests"]
 fn other_machines_of_qemus() {
     boots("split", &["-accel", "kvm,kernel-irqchip=split"], 2);
-    boots("off", &["-accel", "kvm,kernel-irqchip=off"], 1);
+    let off = ["-accel", "kvm,kernel-irqchip=off"];
+    boots("off", &off, 1);
+    if starts_others_with_apics_of_its_own() {
+        boots("off-two", &off, 2);
+    }
     boots("q35", &["-accel", "kvm", "-M", "q35", "-cpu", "host"], 4);
 }
