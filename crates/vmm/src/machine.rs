@@ -54,6 +54,11 @@ impl Input {
     pub fn send(&self, bytes: &[u8]) {
         self.0.receive(bytes);
     }
+
+    /// Sends a break, which Linux takes for its magic key.
+    pub fn send_break(&self) {
+        self.0.receive_break();
+    }
 }
 
 /// Stops a machine from outside.

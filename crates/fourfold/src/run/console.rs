@@ -1,5 +1,5 @@
 //! The terminal as the guest's console, as QEMU's `-nographic` has it: raw mode, Ctrl-A as the
-//! escape, and the terminal restored on every way out.
+//! escape ([`super::keys`]), and the terminal restored on every way out.
 //!
 //! Ways out: the console is dropped (also by a panic that unwinds); a signal that ends the process
 //! from outside; a fault inside the process. For the last two a handler restores the terminal and
@@ -17,16 +17,27 @@ use std::{
 use devices::virtio::console::Inbox;
 use vmm::{Input, Stopper};
 
-const HELP: &str = "\r\n\
-    Ctrl-A h  this help\r\n\
-    Ctrl-A x  end the machine, as pulling the plug would\r\n\
-    Ctrl-A Ctrl-A  send Ctrl-A to the guest\r\n";
+use super::{
+    keys::{Action, Escape, HELP},
+    screen,
+};
 
 /// The modes that the terminal had, for the handlers.
 static ORIGINAL: OnceLock<libc::termios> = OnceLock::new();
 
 /// The machine that takes what is typed now.
-static TARGET: Mutex<Option<(Keyboard, Stopper)>> = Mutex::new(None);
+static TARGET: Mutex<Option<Target>> = Mutex::new(None);
+
+/// A machine at the terminal.
+#[derive(Clone)]
+pub(super) struct Target {
+    /// Where it reads what is typed.
+    pub(super) keyboard: Keyboard,
+    /// What ends it.
+    pub(super) stopper: Stopper,
+    /// The name by which other commands find it.
+    pub(super) name: String,
+}
 
 /// Where the guest reads what is typed.
 #[derive(Clone)]
@@ -44,6 +55,43 @@ impl Keyboard {
             Self::Virtio(inbox) => inbox.push(bytes),
         }
     }
+
+    /// A virtio console has no line to hold low; Linux takes Ctrl-O for it there
+    /// (`drivers/tty/hvc/hvc_console.c`).
+    fn send_break(&self) {
+        const CTRL_O: u8 = 0xf;
+        match self {
+            Self::Serial(input) => input.send_break(),
+            Self::Virtio(inbox) => inbox.push(&[CTRL_O]),
+        }
+    }
+}
+
+impl Target {
+    fn act(&self, action: Action) {
+        match action {
+            Action::Send(byte) => self.keyboard.send(&[byte]),
+            Action::Wait | Action::Ignore => {}
+            Action::Help => say(HELP),
+            Action::End => self.stopper.stop(),
+            Action::Break => self.keyboard.send_break(),
+            Action::Stamps => screen::toggle_stamps(),
+            Action::Monitor => say(&format!(
+                "\r\nThe monitor is the command itself, in another terminal: `fourfold explain {name} \
+                 ADDRESS`, and `map`, `faults`, `pause`, `resume`, `stop` with the name {name}.\r\n",
+                name = self.name,
+            )),
+            Action::Save => say(
+                "\r\nThere is nothing to save: there are no snapshots, and what the guest writes to a \
+                 disk goes into its image at once.\r\n",
+            ),
+        }
+    }
+}
+
+fn say(text: &str) {
+    // A terminal that is gone needs no word.
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// The console; dropping it restores the terminal.
@@ -51,12 +99,12 @@ pub(super) struct Console;
 
 impl Console {
     /// Connects standard input to the guest.
-    pub(super) fn attach(input: Keyboard, stopper: Stopper) -> Self {
+    pub(super) fn attach(target: Target) -> Self {
         static READER: Once = Once::new();
         if io::stdin().is_terminal() {
             enter_raw_mode();
         }
-        *lock(&TARGET) = Some((input, stopper));
+        *lock(&TARGET) = Some(target);
         // The thread ends with the process: a blocking read can't be called back. So there is one for
         // all lives of a machine that resets itself.
         READER.call_once(|| {
@@ -76,56 +124,17 @@ fn forward(from: &mut dyn Read) {
     let mut escape = Escape::default();
     let mut bytes = [0; 256];
     while let Ok(len @ 1..) = from.read(&mut bytes) {
-        let Some((input, stopper)) = lock(&TARGET).clone() else {
+        let Some(target) = lock(&TARGET).clone() else {
             return;
         };
         for byte in &bytes[..len] {
-            match escape.next(*byte) {
-                Action::Send(byte) => input.send(&[byte]),
-                Action::Wait => {}
-                Action::Help => {
-                    // A terminal that is gone needs no help.
-                    let _ = io::stderr().write_all(HELP.as_bytes());
-                }
-                Action::End => stopper.stop(),
-            }
+            target.act(escape.next(*byte));
         }
     }
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What a typed byte means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
-    Send(u8),
-    Wait,
-    Help,
-    End,
-}
-
-/// Whether the byte before was the escape.
-#[derive(Default)]
-struct Escape(bool);
-
-impl Escape {
-    const CTRL_A: u8 = 1;
-
-    fn next(&mut self, byte: u8) -> Action {
-        let escaped = std::mem::take(&mut self.0);
-        match (escaped, byte) {
-            (false, Self::CTRL_A) => {
-                self.0 = true;
-                Action::Wait
-            }
-            (true, b'x' | b'X') => Action::End,
-            (true, b'h' | b'H' | b'?') => Action::Help,
-            (true, b'a') => Action::Send(Self::CTRL_A),
-            (_, byte) => Action::Send(byte),
-        }
-    }
 }
 
 fn enter_raw_mode() {
@@ -181,32 +190,5 @@ pub(super) fn restore_on_signals() {
     for signal in OUTSIDE.into_iter().chain(INSIDE) {
         // SAFETY: the handler calls only what is async-signal-safe.
         unsafe { libc::signal(signal, handler as *const () as libc::sighandler_t) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_escape_is_qemus() {
-        let mut escape = Escape::default();
-        let actions: Vec<_> = b"a\x01h\x01x\x01\x01b"
-            .iter()
-            .map(|byte| escape.next(*byte))
-            .collect();
-        assert_eq!(
-            actions,
-            [
-                Action::Send(b'a'),
-                Action::Wait,
-                Action::Help,
-                Action::Wait,
-                Action::End,
-                Action::Wait,
-                Action::Send(1),
-                Action::Send(b'b'),
-            ]
-        );
     }
 }

@@ -6,7 +6,8 @@
 //! | [`fetch`]     | the default kernel and busybox, from Debian's packages, into the cache     |
 //! | [`initramfs`] | the default initial RAM disk: busybox, modules, an init                    |
 //! | [`modules`]   | which modules of the kernel go into it                                     |
-//! | [`console`]   | the terminal as the guest's serial port                                    |
+//! | [`console`]   | the terminal as the guest's serial port or virtio console                  |
+//! | [`keys`], [`screen`] | the keys that are not the guest's; its output on the terminal       |
 //! | [`exec`]      | one command in the guest: its output and exit code                         |
 //! | [`control`]   | the machine's control socket                                               |
 
@@ -15,8 +16,10 @@ mod control;
 mod exec;
 mod fetch;
 mod initramfs;
+mod keys;
 mod modules;
 mod options;
+mod screen;
 
 use std::{
     fs::File,
@@ -38,10 +41,11 @@ pub(crate) use options::RunOptions;
 
 use self::control::Control;
 use crate::ending::Ending;
-use console::{Console, Keyboard};
+use console::{Console, Keyboard, Target};
 use exec::{Capture, Log, LogDestination};
 use initramfs::{KernelOrigin, Payload};
 use options::{Plan, SerialTarget};
+use screen::Screen;
 
 /// Runs a machine to its end; a reset starts it again.
 pub(crate) fn run(options: RunOptions) -> Result<Ending> {
@@ -232,7 +236,7 @@ fn virtio_devices(plan: &Plan, inbox: Inbox) -> Result<Vec<Box<dyn VirtioDevice>
 /// Where a console's output goes.
 fn output(target: &SerialTarget, option: &str) -> Result<SerialOutput> {
     Ok(match target {
-        SerialTarget::Stdio => Box::new(io::stdout()),
+        SerialTarget::Stdio => Box::new(Screen::stdout()),
         SerialTarget::None => nowhere(),
         SerialTarget::File(path) => {
             let file = File::create(path);
@@ -263,7 +267,11 @@ fn run_interactive(
             SerialTarget::Stdio => Keyboard::Serial(machine.com1()),
             SerialTarget::None | SerialTarget::File(_) => Keyboard::Virtio(inbox),
         };
-        let _console = Console::attach(keyboard, machine.stopper());
+        let _console = Console::attach(Target {
+            keyboard,
+            stopper: machine.stopper(),
+            name: plan.name.as_str().to_owned(),
+        });
         machine.run()
     } else {
         machine.run()

@@ -86,11 +86,11 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(name: &str) -> Option<Self> {
+    fn start(name: &str, options: &str) -> Option<Self> {
         output(&["--exec", "true"])?;
         let fourfold = env!("CARGO_BIN_EXE_fourfold");
         let pid = scratch().join(format!("pid-{name}-{}", std::process::id()));
-        let run = format!("{fourfold} run --accel user --timeout 600");
+        let run = format!("{fourfold} run --accel user --timeout 600 {options}");
         let command = format!(
             "sh -c 'echo $$ > {}; exec {run}'; echo ended with $?; \
              stty -a | grep -o '.icanon'; sleep 100",
@@ -121,12 +121,8 @@ impl Drop for Machine {
     }
 }
 
-#[test]
-fn the_console_is_a_terminal_with_qemus_escapes() {
-    let Some(machine) = Machine::start("keys") else {
-        return;
-    };
-    let terminal = &machine.terminal;
+/// Types, ends what runs, and asks Linux for the help of its magic key.
+fn type_a_little(terminal: &Terminal) {
     terminal.send(&["echo $((6 * 7)) is the answer", "Enter"]);
     terminal.wait_for("\n42 is the answer");
     terminal.send(&["sleep 1000", "Enter"]);
@@ -134,8 +130,49 @@ fn the_console_is_a_terminal_with_qemus_escapes() {
     terminal.send(&["C-c"]);
     terminal.send(&["echo $((6 * 8)) came back", "Enter"]);
     terminal.wait_for("\n48 came back");
+    terminal.send(&["C-a", "b", "h"]);
+    terminal.wait_for("sysrq: HELP");
+}
+
+#[test]
+fn the_console_is_a_terminal_with_qemus_escapes() {
+    let Some(machine) = Machine::start("keys", "--name keys") else {
+        return;
+    };
+    let terminal = &machine.terminal;
+    type_a_little(terminal);
     terminal.send(&["C-a", "h"]);
     terminal.wait_for("Ctrl-A x  end");
+    terminal.send(&["C-a", "c"]);
+    terminal.wait_for("`fourfold explain keys ADDRESS`");
+    terminal.send(&["C-a", "s"]);
+    terminal.wait_for("nothing to save");
+    terminal.send(&["C-a", "t"]);
+    terminal.send(&["Enter", "echo $((6 * 9)) at a time", "Enter"]);
+    terminal.wait_for("] 54 at a time");
+    terminal.wait_for("\n[00:0");
+    terminal.send(&["C-a", "t"]);
+    // No key: it is nobody's.
+    terminal.send(&["C-a", "q"]);
+    terminal.send(&["Enter", "echo $((6 * 10)) without", "Enter"]);
+    terminal.wait_for("\n60 without");
+    terminal.send(&["C-a", "x"]);
+    machine.assert_ended_with(0);
+}
+
+#[test]
+fn the_virtio_console_is_a_terminal_too() {
+    let Some(machine) = Machine::start("hvc0", "--virtio-console stdio") else {
+        return;
+    };
+    let terminal = &machine.terminal;
+    terminal.send(&["tty", "Enter"]);
+    terminal.wait_for("\n/dev/hvc0");
+    type_a_little(terminal);
+    // More than the queue's 64 buffers hold, typed at once.
+    let long = "0123456789".repeat(30);
+    terminal.send(&[&format!("echo {long} | wc -c"), "Enter"]);
+    terminal.wait_for("\n301");
     terminal.send(&["C-a", "x"]);
     machine.assert_ended_with(0);
 }
@@ -144,7 +181,7 @@ fn the_console_is_a_terminal_with_qemus_escapes() {
 #[ignore = "seconds: cargo xtask guest-tests"]
 fn a_signal_leaves_the_terminal_as_it_was() {
     for (signal, code) in [("TERM", 143), ("SEGV", 139)] {
-        let Some(machine) = Machine::start(signal) else {
+        let Some(machine) = Machine::start(signal, "") else {
             return;
         };
         machine.kill(signal);
@@ -155,7 +192,7 @@ fn a_signal_leaves_the_terminal_as_it_was() {
 #[test]
 #[ignore = "seconds: cargo xtask guest-tests"]
 fn exit_and_reboot_do_what_they_say() {
-    let Some(machine) = Machine::start("reboot") else {
+    let Some(machine) = Machine::start("reboot", "") else {
         return;
     };
     let terminal = &machine.terminal;
