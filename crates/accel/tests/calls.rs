@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use accel::{Accelerator, Preference, Vcpu, Vm, choose, user};
+use fastrand::Rng;
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_DB, kvm_debugregs, kvm_guest_debug, kvm_mp_state,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
@@ -21,24 +22,8 @@ use kvm_bindings::{
 const CALLS: usize = 60;
 const SEQUENCES: u64 = 40;
 
-/// Xorshift: the same sequence in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
+fn pick<T: Copy>(random: &mut Rng, from: &[T]) -> T {
+    from[random.usize(..from.len())]
 }
 
 struct Machine {
@@ -78,54 +63,60 @@ enum Call {
     Nmi,
 }
 
-fn call(random: &mut Random) -> Call {
-    match random.below(9) {
+fn call(random: &mut Rng) -> Call {
+    match random.u64(..9) {
         0 => Call::Regs(Box::new(kvm_regs {
-            rax: random.next(),
-            r15: random.next(),
-            rip: random.next() & 0xffff,
-            rflags: random.pick(&[0, 2, 0x202, 0x246]),
+            rax: random.u64(..),
+            r15: random.u64(..),
+            rip: random.u64(..) & 0xffff,
+            rflags: pick(random, &[0, 2, 0x202, 0x246]),
             ..Default::default()
         })),
         1 => Call::Control {
-            cr0: random.pick(&[0x6000_0010, 0x11, 0x31, 0x8000_0010, 0x2000_0011, 1 << 40]),
-            cr4: random.pick(&[0, 0x20, 0x10, 0x620, 0x2_0000_0000, 1 << 15]),
-            efer: random.pick(&[0, 1, 0x100, 0x500, 0xd01]),
-            cr8: random.below(16),
+            cr0: pick(
+                random,
+                &[0x6000_0010, 0x11, 0x31, 0x8000_0010, 0x2000_0011, 1 << 40],
+            ),
+            cr4: pick(random, &[0, 0x20, 0x10, 0x620, 0x2_0000_0000, 1 << 15]),
+            efer: pick(random, &[0, 1, 0x100, 0x500, 0xd01]),
+            cr8: random.u64(..16),
         },
         2 => Call::Xcr0 {
-            value: random.pick(&[0, 1, 2, 3, 5, 1 << 40]),
-            nr: random.pick(&[0, 1, 1, 1, 17]),
-            flags: random.pick(&[0, 0, 0, 1]),
+            value: pick(random, &[0, 1, 2, 3, 5, 1 << 40]),
+            nr: pick(random, &[0, 1, 1, 1, 17]),
+            flags: pick(random, &[0, 0, 0, 1]),
         },
         3 => Call::Debug(Box::new(kvm_debugregs {
-            db: [random.next(), 0, 0, random.next()],
-            dr6: random.pick(&[0xffff_0ff0, 0xffff_4ff1, 1 << 32]),
-            dr7: random.pick(&[0x400, 0x401, 0x0003_0402, 1 << 32]),
-            flags: random.pick(&[0, 0, 0, 1]),
+            db: [random.u64(..), 0, 0, random.u64(..)],
+            dr6: pick(random, &[0xffff_0ff0, 0xffff_4ff1, 1 << 32]),
+            dr7: pick(random, &[0x400, 0x401, 0x0003_0402, 1 << 32]),
+            flags: pick(random, &[0, 0, 0, 1]),
             ..Default::default()
         })),
         4 => Call::Events(Box::new(events(random))),
-        5 => Call::MpState(random.below(12) as u32),
-        6 => Call::GuestDebug(random.pick(&[0, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_DB])),
-        7 => Call::Interrupt(random.next() as u8),
+        5 => Call::MpState(random.u32(..12)),
+        6 => Call::GuestDebug(pick(
+            random,
+            &[0, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_DB],
+        )),
+        7 => Call::Interrupt(random.u8(..)),
         _ => Call::Nmi,
     }
 }
 
-fn events(random: &mut Random) -> kvm_vcpu_events {
+fn events(random: &mut Rng) -> kvm_vcpu_events {
     let mut events = kvm_vcpu_events {
-        flags: random.pick(&[0, 1, 4, 5, 0x10, 0x20, 0x40]),
+        flags: pick(random, &[0, 1, 4, 5, 0x10, 0x20, 0x40]),
         ..Default::default()
     };
-    events.exception.injected = random.below(2) as u8;
-    events.exception.nr = random.pick(&[0, 1, 2, 6, 13, 14, 31, 32]);
+    events.exception.injected = random.u8(..2);
+    events.exception.nr = pick(random, &[0, 1, 2, 6, 13, 14, 31, 32]);
     events.exception.has_error_code = u8::from(matches!(events.exception.nr, 13 | 14));
     events.exception.error_code = u32::from(events.exception.has_error_code) * 2;
-    events.interrupt.injected = random.below(2) as u8;
-    events.interrupt.nr = random.next() as u8;
-    events.nmi.pending = random.below(2) as u8;
-    events.nmi.masked = random.below(2) as u8;
+    events.interrupt.injected = random.u8(..2);
+    events.interrupt.nr = random.u8(..);
+    events.nmi.pending = random.u8(..2);
+    events.nmi.masked = random.u8(..2);
     events
 }
 
@@ -211,7 +202,7 @@ fn random_calls_get_the_same_answers() {
         .accelerator;
     let cpuid = ours.supported_cpuid().unwrap();
     for seed in 1..=SEQUENCES {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = Rng::with_seed(seed);
         let (user, kvm) = (Machine::new(&*ours, &cpuid), Machine::new(&*kernel, &cpuid));
         for step in 0..CALLS {
             let call = call(&mut random);

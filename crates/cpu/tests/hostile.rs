@@ -9,20 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cpu::{CpuState, Exit};
+use fastrand::Rng;
 use machine::{CODE, DATA, Machine, STACK, long_mode, protected_mode};
 use memory::quiesce::Requests;
-
-/// A generator of numbers (xorshift64*).
-struct Draw(u64);
-
-impl Draw {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
 
 fn real_mode(state: &mut CpuState) {
     protected_mode(state);
@@ -40,8 +29,8 @@ fn real_mode(state: &mut CpuState) {
     }
 }
 
-fn round(machine: &mut Machine, draw: &mut Draw, mode: usize) {
-    let bytes: Vec<u8> = (0..256).map(|_| draw.next() as u8).collect();
+fn round(machine: &mut Machine, draw: &mut Rng, mode: usize) {
+    let bytes: Vec<u8> = (0..256).map(|_| draw.u8(..)).collect();
     let state = machine.vcpu.state_mut();
     *state = CpuState::default();
     let at = match mode {
@@ -59,10 +48,10 @@ fn round(machine: &mut Machine, draw: &mut Draw, mode: usize) {
         }
     };
     for register in &mut state.gpr {
-        *register = match draw.next() % 3 {
-            0 => DATA + draw.next() % 0x2000,
-            1 => draw.next() % 16,
-            _ => draw.next(),
+        *register = match draw.u8(..3) {
+            0 => DATA + draw.u64(..0x2000),
+            1 => draw.u64(..16),
+            _ => draw.u64(..),
         };
     }
     state.gpr[4] = if mode == 2 { 0xfffe } else { STACK };
@@ -106,7 +95,7 @@ fn random_bytes() {
     let seed = std::env::var("HOSTILE_SEED")
         .ok()
         .and_then(|s| s.parse().ok());
-    let mut draw = Draw(seed.unwrap_or(0x1234_5678_9abc_def1));
+    let mut draw = Rng::with_seed(seed.unwrap_or(0x1234_5678_9abc_def1));
     let started = Instant::now();
     let mut rounds = 0;
     while started.elapsed() < Duration::from_secs(seconds) {

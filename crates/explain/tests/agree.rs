@@ -9,6 +9,7 @@ use std::sync::Arc;
 use accel::{Accelerator, Vcpu, Vm, kernel, user};
 use addr::{Address, Gpa, Gva};
 use explain::{Chain, GuestSide, OwnBytes, Question, Search, SlotRange, Tables, Target};
+use fastrand::Rng;
 use kvm_bindings::kvm_userspace_memory_region;
 use memory::access::store_word;
 use memory::pagemap::Pagemap;
@@ -24,22 +25,6 @@ use x86::control::{Cr0, Cr4, Efer};
 const RAM: u64 = 2 << 20;
 /// Pages that tables point to; some lie outside RAM.
 const PAGES: u64 = 640;
-
-/// A generator that repeats (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -79,8 +64,8 @@ impl Mode {
     }
 
     /// An address, mostly one that can be translated.
-    fn address(self, random: &mut Random) -> Gva {
-        let raw = random.next();
+    fn address(self, random: &mut Rng) -> Gva {
+        let raw = random.u64(..);
         let bits = match self {
             Self::Off => return Gva::new(raw % (2 * RAM)),
             Self::Bits32 | Self::Pae => 32,
@@ -97,19 +82,19 @@ impl Mode {
 
 /// RAM full of entries: mostly present, mostly pointing into RAM, with all other bits at random now
 /// and then.
-fn fill(ram: &GuestRam, random: &mut Random, mode: Mode) {
+fn fill(ram: &GuestRam, random: &mut Rng, mode: Mode) {
     for at in (0..RAM).step_by(8) {
-        let flags = 0x1 | (random.next() & 0x66) | (u64::from(random.below(3) > 0) << 1);
-        let mut entry = random.below(PAGES) << 12 | flags;
-        match random.below(64) {
-            0 => entry = random.next(),
+        let flags = 0x1 | (random.u64(..) & 0x66) | (u64::from(random.u8(..3) > 0) << 1);
+        let mut entry = random.u64(..PAGES) << 12 | flags;
+        match random.u64(..64) {
+            0 => entry = random.u64(..),
             1..=6 => entry = 0,
             7..=9 => entry = entry & !0x1f_f000 | 0x80,
             10..=13 if mode != Mode::Bits32 => entry |= 1 << 63,
             _ => {}
         }
         if mode == Mode::Bits32 {
-            let other = random.below(PAGES) << 12 | flags;
+            let other = random.u64(..PAGES) << 12 | flags;
             entry = entry & 0xffff_ffff | other << 32;
         }
         store_word::<u64>(ram.hva().checked_add(at).unwrap(), entry).unwrap();
@@ -118,7 +103,7 @@ fn fill(ram: &GuestRam, random: &mut Random, mode: Mode) {
         // PDPTEs have few bits that may be set.
         for index in 0..4 {
             let at = ram.hva().checked_add(0x1000 + index * 8).unwrap();
-            store_word::<u64>(at, random.below(RAM >> 12) << 12 | 1).unwrap();
+            store_word::<u64>(at, random.u64(..RAM >> 12) << 12 | 1).unwrap();
         }
     }
 }
@@ -177,17 +162,14 @@ impl Machine {
     }
 }
 
-fn accesses(random: &mut Random) -> Access {
+fn accesses(random: &mut Rng) -> Access {
     let kinds = [AccessKind::Read, AccessKind::Write, AccessKind::Execute];
     let who = [
         Privilege::User,
         Privilege::Supervisor,
         Privilege::SupervisorAcSet,
     ];
-    Access::new(
-        kinds[random.below(3) as usize],
-        who[random.below(3) as usize],
-    )
+    Access::new(kinds[random.usize(..3)], who[random.usize(..3)])
 }
 
 /// What the MMU says: an address, or an error code.
@@ -220,7 +202,7 @@ fn frame_by_hand(hva: u64) -> Option<u64> {
 #[test]
 fn the_mmu_and_the_host_say_the_same() {
     const ADDRESSES: usize = 3000;
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Rng::with_seed(0x9e37_79b9_7f4a_7c15);
     let (mut pages, mut faults, mut frames) = (0, 0, 0);
     for mode in Mode::ALL {
         let machine = Machine::new();
@@ -309,7 +291,7 @@ fn features_of(accelerator: &dyn Accelerator) -> PagingFeatures {
 
 /// `KVM_TRANSLATE` asks for a supervisor's read; the rules for that need no rights but presence.
 fn compare_with_translate(accelerator: &dyn Accelerator, addresses: usize) -> usize {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Rng::with_seed(0x1234_5678_9abc_def1);
     let read = Access::new(AccessKind::Read, Privilege::SupervisorAcSet);
     let mut compared = 0;
     let features = features_of(accelerator);
@@ -351,7 +333,7 @@ fn compare_with_translate(accelerator: &dyn Accelerator, addresses: usize) -> us
 
 /// Some KVMs that are software themselves look at no table before the vCPU has run.
 fn translates_nothing(vcpu: &dyn Vcpu, mode: Mode) -> bool {
-    let mut random = Random(1);
+    let mut random = Rng::with_seed(1);
     (0..20).all(|_| {
         let gva = mode.address(&mut random);
         vcpu.translate(gva)

@@ -4,19 +4,19 @@
 //!
 //! `HOSTILE=SEED..SEED cargo test -p kvm --test hostile` for a long run.
 
-#[path = "api_oracle/random.rs"]
-#[allow(dead_code, reason = "written for the other test")]
-mod random;
+#[expect(dead_code, reason = "not all draws are of use here")]
+mod draw;
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use draw::Draw;
+use fastrand::Rng;
 use kvm::fds::{self, Object};
 use kvm::table::{IOCTLS, Ioctl, Level};
 use kvm::{Argument, PagingPath, System, Vcpu};
-use random::Random;
 
 /// Calls of one thread for one seed.
 const CALLS: usize = 3000;
@@ -70,29 +70,29 @@ impl Shared {
     }
 }
 
-fn request(random: &mut Random) -> u32 {
-    let row = &IOCTLS[random.below(IOCTLS.len() as u64) as usize];
-    match random.below(12) {
+fn request(random: &mut Rng) -> u32 {
+    let row = &IOCTLS[random.usize(..IOCTLS.len())];
+    match random.u64(..12) {
         // Any number, also with a size of its own.
-        0 => random.next() as u32,
-        1 => 0xae00 | random.below(256) as u32,
-        2 => row.request ^ 1 << (16 + random.below(14)),
+        0 => random.u32(..),
+        1 => 0xae00 | random.u32(..256),
+        2 => row.request ^ 1 << (16 + random.u64(..14)),
         _ => row.request,
     }
 }
 
-fn word(random: &mut Random) -> u64 {
-    match random.below(8) {
+fn word(random: &mut Rng) -> u64 {
+    match random.u64(..8) {
         0..4 => 0,
-        4 => random.below(8),
-        5 => 1 << random.below(64),
-        6 => u64::MAX << random.below(64),
-        _ => random.next(),
+        4 => random.u64(..8),
+        5 => 1 << random.u64(..64),
+        6 => u64::MAX << random.u64(..64),
+        _ => random.u64(..),
     }
 }
 
 /// Addresses that are nobody's: nothing may be written where this program lives.
-fn pointer(random: &mut Random) -> u64 {
+fn pointer(random: &mut Rng) -> u64 {
     random.pick(&[
         0,
         1,
@@ -107,16 +107,16 @@ fn pointer(random: &mut Random) -> u64 {
 }
 
 /// A structure full of anything; words that may be pointers are bad ones.
-fn fill(random: &mut Random, buffer: &mut [u64]) {
-    let style = random.below(4);
-    let used = random.below(buffer.len() as u64) as usize;
-    buffer.fill(if random.below(8) == 0 { u64::MAX } else { 0 });
+fn fill(random: &mut Rng, buffer: &mut [u64]) {
+    let style = random.u64(..4);
+    let used = random.usize(..buffer.len());
+    buffer.fill(if random.u64(..8) == 0 { u64::MAX } else { 0 });
     for slot in &mut buffer[..used.max(8)] {
         let value = match style {
             0 => 0,
             1 => word(random),
             2 => word(random) & 0xffff | (word(random) & 0xff) << 32,
-            _ => random.next(),
+            _ => random.u64(..),
         };
         *slot = if is_mapped(value) {
             pointer(random)
@@ -139,12 +139,12 @@ fn is_harmless(request: u32, objects: usize) -> bool {
 }
 
 fn abuse(shared: &Shared, seed: u64) {
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let mut buffer = vec![0u64; BUFFER / 8];
     for _ in 0..CALLS {
         let (fd, objects) = {
             let open = shared.open.lock().unwrap();
-            let index = random.below(open.len() as u64) as usize;
+            let index = random.usize(..open.len());
             (open[index], open.len())
         };
         let request = request(&mut random);
@@ -152,14 +152,14 @@ fn abuse(shared: &Shared, seed: u64) {
             continue;
         }
         fill(&mut random, &mut buffer);
-        let argument = match random.below(10) {
+        let argument = match random.u64(..10) {
             0 => Argument::new(pointer(&mut random)),
             1 => Argument::new(word(&mut random) & 0xffff),
             2 if request == 0xae01 || request == RUN => Argument::new(0),
             _ => Argument::new(buffer.as_mut_ptr() as u64),
         };
         let argument = if matches!(request, 0xae01 | RUN | 0xae41) {
-            Argument::new(random.below(3) * u64::from(request == 0xae41))
+            Argument::new(random.u64(..3) * u64::from(request == 0xae41))
         } else {
             argument
         };
@@ -168,7 +168,7 @@ fn abuse(shared: &Shared, seed: u64) {
         let took = start.elapsed();
         assert!(took < LIMIT, "ioctl {request:#x} took {took:?}");
         judge(shared, request, answer);
-        if random.below(200) == 0 {
+        if random.u64(..200) == 0 {
             close_one(shared, &mut random);
         }
     }
@@ -195,10 +195,10 @@ fn judge(shared: &Shared, request: u32, answer: Option<kvm::table::Answer>) {
 }
 
 /// Closes a descriptor that others may be using, but for the first two: `/dev/kvm` and a VM.
-fn close_one(shared: &Shared, random: &mut Random) {
+fn close_one(shared: &Shared, random: &mut Rng) {
     let mut open = shared.open.lock().unwrap();
     if open.len() > 3 {
-        let index = 2 + random.below(open.len() as u64 - 2) as usize;
+        let index = 2 + random.usize(..open.len() - 2);
         let fd = open.swap_remove(index);
         fds::close(fd);
     }

@@ -5,12 +5,15 @@
     reason = "guest memory is handed to the VM, and kvm_run is a C structure"
 )]
 
-use std::sync::Arc;
+mod machine;
+
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
+use kvm::Errno;
 use kvm::vcpu::PORT_DATA_OFFSET;
-use kvm::{Errno, PagingPath, System, Vcpu, Vm};
 use kvm_bindings as kb;
+use machine::Machine;
 
 const CODE: u64 = 0x1000;
 const HANDLER: u64 = 0x2000;
@@ -33,44 +36,24 @@ enum Chips {
     Kernel,
 }
 
-struct Guest {
-    vcpu: Arc<Vcpu>,
-    vm: Arc<Vm>,
-    memory: *mut u8,
-}
+struct Guest(Machine);
 
-// SAFETY: the memory is shared by its nature; tests touch it by volatile accesses.
-unsafe impl Sync for Guest {}
-// SAFETY: as above.
-unsafe impl Send for Guest {}
+impl Deref for Guest {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.0
+    }
+}
 
 impl Guest {
     /// 32-bit protected mode, flat, no paging.
     fn new(code: &[u8], chips: Chips) -> Self {
-        let vm = System::new(PagingPath::Nested).create_vm(0).unwrap();
-        if chips == Chips::Kernel {
-            vm.create_irqchip().unwrap();
-        }
-        // SAFETY: a new mapping, which lives as long as the process.
-        let memory = unsafe {
-            let anywhere = std::ptr::null_mut();
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            libc::mmap(anywhere, SIZE, access, kind, -1, 0)
-        };
-        assert_ne!(memory, libc::MAP_FAILED);
-        let region = kb::kvm_userspace_memory_region {
-            memory_size: SIZE as u64,
-            userspace_addr: memory as u64,
-            ..Default::default()
-        };
-        vm.set_user_memory_region(&region).unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        let guest = Self {
-            vcpu,
-            vm,
-            memory: memory.cast(),
-        };
+        let guest = Self(Machine::new(SIZE, |vm| {
+            if chips == Chips::Kernel {
+                vm.create_irqchip().unwrap();
+            }
+        }));
         guest.write(CODE, code);
         guest.write(GDT + 8, &0x00cf_9b00_0000_ffff_u64.to_le_bytes());
         guest.write(GDT + 16, &0x00cf_9300_0000_ffff_u64.to_le_bytes());
@@ -111,30 +94,6 @@ impl Guest {
         });
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) {
-        assert!(at as usize + bytes.len() <= SIZE);
-        for (i, byte) in bytes.iter().enumerate() {
-            // SAFETY: inside the mapping.
-            unsafe { self.memory.add(at as usize + i).write_volatile(*byte) };
-        }
-    }
-
-    fn word(&self, at: u64) -> u32 {
-        // SAFETY: inside the mapping.
-        let byte = |i| unsafe { self.memory.add(at as usize + i).read_volatile() };
-        u32::from_le_bytes(std::array::from_fn(byte))
-    }
-
-    fn run(&self) -> u32 {
-        self.vcpu.run().unwrap();
-        self.field(|run| &raw mut run.exit_reason)
-    }
-
-    fn field<T: Copy>(&self, field: impl FnOnce(&mut kb::kvm_run) -> *mut T) -> T {
-        // SAFETY: the pages live as long as the vCPU; only a place in them is computed.
-        self.vcpu.run_page().get(|run| field(unsafe { &mut *run }))
-    }
-
     /// Runs to an `OUT`: its port and byte.
     fn port(&self) -> (u16, u8) {
         assert_eq!(self.run(), kb::KVM_EXIT_IO);
@@ -172,15 +131,6 @@ impl Guest {
         };
         let taken = self.vm.irqchip().controllers().signal_msi(&msi);
         assert_eq!(taken, Ok(1));
-    }
-
-    fn enable(&self, cap: u32, argument: u64) {
-        let mut enable = kb::kvm_enable_cap {
-            cap,
-            ..Default::default()
-        };
-        enable.args[0] = argument;
-        self.vm.enable_cap(&enable).unwrap();
     }
 }
 

@@ -36,16 +36,10 @@ fn slots(count: u64) -> Arc<Slots> {
 
 /// Frames in slots, in an order that no cache and no branch predictor foresees.
 fn random_frames(count: u64) -> Vec<Gfn> {
-    let mut state = 1_u64;
-    std::iter::repeat_with(|| {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        let number = (state >> 33) % count;
-        Gfn::new(number * 2 * PAGES + (state >> 20) % PAGES)
-    })
-    .take(1 << 16)
-    .collect()
+    let mut random = fastrand::Rng::with_seed(1);
+    std::iter::repeat_with(|| Gfn::new(random.u64(..count) * 2 * PAGES + random.u64(..PAGES)))
+        .take(1 << 16)
+        .collect()
 }
 
 fn look_up(c: &mut Criterion) {

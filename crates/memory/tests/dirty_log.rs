@@ -1,30 +1,10 @@
 //! The dirty log: each answer of `KVM_GET_DIRTY_LOG` and `KVM_CLEAR_DIRTY_LOG`.
 
-use std::sync::Arc;
+mod plain;
 
 use addr::{Gfn, Gpa, Hva};
-use memory::quiesce::Domain;
-use memory::slot::{
-    ClearLog, DirtyLogError, ManualProtect, Region, SlotFlags, Slots, SlotsConfig, USER_SLOTS,
-};
-
-const PAGE: u64 = 4096;
-const LOG: u32 = SlotFlags::LOG_DIRTY_PAGES.bits();
-
-fn slots() -> Arc<Slots> {
-    Slots::new(Domain::new(), SlotsConfig::default())
-}
-
-/// Slot 1, 16 pages at 64 KiB.
-fn region() -> Region {
-    Region {
-        slot: 1,
-        flags: 0,
-        gpa: Gpa::new(0x1_0000),
-        size: 16 * PAGE,
-        hva: Hva::new(0x1000_0000),
-    }
-}
+use memory::slot::{ClearLog, DirtyLogError, ManualProtect, Region, USER_SLOTS};
+use plain::{LOG, PAGE, region, slots};
 
 /// Where the bitmap of a call lies.
 fn buffer(words: &[u64]) -> Hva {

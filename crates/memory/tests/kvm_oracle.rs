@@ -8,6 +8,7 @@
     reason = "raw ioctls, to pass what no wrapper would let through"
 )]
 
+mod draw;
 mod exercise;
 
 use std::collections::BTreeMap;
@@ -283,7 +284,7 @@ impl Seen {
 
 /// Random calls from one seed, on both.
 fn compare(kvm: &Kvm, config: SlotsConfig, seed: u64, arena: Hva, seen: &mut Seen) {
-    let data = exercise::bytes(seed, 4096);
+    let data = draw::bytes(seed, 4096);
     let mut u = Unstructured::new(&data);
     let manual = calls::manual_protect(&mut u).unwrap();
     let mut kernel = Kernel::new(kvm, manual);

@@ -1,35 +1,21 @@
 //! Who depends on slots: listeners, and readers that run while slots change.
 
+mod plain;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 
-use addr::{Address, Gfn, Gpa, Hva};
+use addr::{Address, Gfn};
 use memory::access;
 use memory::dirty::DirtyWord;
-use memory::quiesce::{Domain, Kick, Requests};
+use memory::quiesce::{Kick, Requests};
 use memory::ram::{GuestRam, RamConfig};
-use memory::slot::{Change, Listener, OutOfMemory, Region, Slot, SlotFlags, Slots, SlotsConfig};
+use memory::slot::{Change, Listener, OutOfMemory, Region, Slot, Slots};
+use plain::{LOG, PAGE, region, slots};
 
-const PAGE: u64 = 4096;
 /// What no slot's memory holds.
 const SPOILT: u64 = u64::MAX;
-const LOG: u32 = SlotFlags::LOG_DIRTY_PAGES.bits();
-
-fn slots() -> Arc<Slots> {
-    Slots::new(Domain::new(), SlotsConfig::default())
-}
-
-/// Slot 1, 16 pages at 64 KiB.
-fn region() -> Region {
-    Region {
-        slot: 1,
-        flags: 0,
-        gpa: Gpa::new(0x1_0000),
-        size: 16 * PAGE,
-        hva: Hva::new(0x1000_0000),
-    }
-}
 
 /// Writes down what it is told, with the number of slots that readers see at that time.
 struct Diary {

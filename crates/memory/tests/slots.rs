@@ -1,29 +1,12 @@
 //! Memory slots: each answer of `KVM_SET_USER_MEMORY_REGION`.
 
-use std::sync::Arc;
+mod plain;
 
 use addr::{Gfn, Gpa, Hva};
-use memory::quiesce::Domain;
-use memory::slot::{Change, MAX_PAGES, Region, SlotFlags, SlotId, Slots, SlotsConfig, USER_SLOTS};
+use memory::slot::{Change, MAX_PAGES, Region, SlotFlags, SlotId, Slots, USER_SLOTS};
+use plain::{LOG, PAGE, region, slots};
 
-const PAGE: u64 = 4096;
-const LOG: u32 = SlotFlags::LOG_DIRTY_PAGES.bits();
 const READONLY: u32 = SlotFlags::READONLY.bits();
-
-fn slots() -> Arc<Slots> {
-    Slots::new(Domain::new(), SlotsConfig::default())
-}
-
-/// Slot 1, 16 pages at 64 KiB.
-fn region() -> Region {
-    Region {
-        slot: 1,
-        flags: 0,
-        gpa: Gpa::new(0x1_0000),
-        size: 16 * PAGE,
-        hva: Hva::new(0x1000_0000),
-    }
-}
 
 fn errno(slots: &Slots, region: Region) -> i32 {
     slots

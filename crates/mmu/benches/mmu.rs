@@ -65,11 +65,7 @@ impl Machine {
 /// Pages in an order that no prefetcher follows.
 fn shuffled(pages: u64) -> Vec<u64> {
     let mut order: Vec<u64> = (0..pages).collect();
-    let mut state = 1_u64;
-    for i in (1..order.len()).rev() {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
-        order.swap(i, (state >> 33) as usize % (i + 1));
-    }
+    fastrand::Rng::with_seed(1).shuffle(&mut order);
     order
 }
 

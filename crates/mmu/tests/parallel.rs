@@ -57,7 +57,7 @@ fn run<T>(
             let (stop, ready, guest) = (&stop, &ready, &guest);
             scope.spawn(move || {
                 let mut cpu = Cpu::new(&machine.mmu, &machine.domain, id as u32);
-                let mut random = Random(id);
+                let mut random = Random::new(id);
                 cpu.load_registers_outside(&long_mode(0x1000));
                 ready.wait();
                 while !stop.load(Ordering::Relaxed) {

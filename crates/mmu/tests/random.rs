@@ -200,7 +200,7 @@ struct Run {
 
 impl Run {
     fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let cpuid = Cpuid {
             max_phys_bits: random.pick(&[36, 40, 46, 52]),
             gigabyte_pages: !random.once_in(3),

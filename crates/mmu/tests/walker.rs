@@ -36,7 +36,7 @@ fn code(answer: Result<Translation, Fault>) -> Code {
 /// the target gives to its input: then the entries lead to frames that exist.
 #[test]
 fn arbitrary_bytes() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for round in 0..20_000 {
         let mut bytes = Vec::new();
         if round % 2 == 0 {

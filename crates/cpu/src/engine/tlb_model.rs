@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use addr::{Gva, Hva, PageSize};
+use fastrand::Rng;
 
 use super::filled::Scope;
 use super::frame::{InlineTlb, TLB_ENTRIES, View, XTLB_ENTRIES};
@@ -12,18 +13,6 @@ use super::tlb::{Extent, Rights, Tlb, TlbBook};
 /// Page tables 1 and 2 with PCIDs 1 and 2, and table 3 with PCID 1 again.
 const SPACES: [u64; 3] = [0x1001, 0x2002, 0x3001];
 const PAGES: u64 = 12;
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 /// What may be found: by owner (`None`: all), view and page, where it leads and whether it may be
 /// written.
@@ -34,12 +23,12 @@ fn page_address(page: u64) -> u64 {
     ((page % 4) + (page / 4) * TLB_ENTRIES as u64) << 12
 }
 
-fn fill(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Random, cr3: u64) {
-    let view = View::ALL[random.below(3) as usize];
-    let page = random.below(PAGES);
-    let leads = random.below(1 << 20) << 12;
-    let write = random.below(2) == 0;
-    let (scope, owner) = if random.below(3) == 0 {
+fn fill(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Rng, cr3: u64) {
+    let view = View::ALL[random.usize(..3)];
+    let page = random.u64(..PAGES);
+    let leads = random.u64(..1 << 20) << 12;
+    let write = random.bool();
+    let (scope, owner) = if random.u64(..3) == 0 {
         (Scope::Global, None)
     } else {
         (Scope::Local, Some(cr3))
@@ -56,8 +45,8 @@ fn fill(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Random, cr3: u64) {
     model.insert((owner, view as u8, page), (leads, write));
 }
 
-fn invalidate(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Random, cr3: u64) {
-    match random.below(24) {
+fn invalidate(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Rng, cr3: u64) {
+    match random.u64(..24) {
         0 => {
             tlb.flush();
             model.clear();
@@ -71,7 +60,7 @@ fn invalidate(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Random, cr3: u6
             model.retain(|(owner, ..), _| *owner != Some(cr3));
         }
         5..8 => {
-            let pcid = 1 + random.below(2);
+            let pcid = 1 + random.u64(..2);
             tlb.flush_aside(pcid as u16);
             model.retain(|(owner, ..), _| owner.is_none_or(|o| o == cr3 || o & 0xfff != pcid));
         }
@@ -82,7 +71,7 @@ fn invalidate(tlb: &mut Tlb<'_>, model: &mut Model, random: &mut Random, cr3: u6
             }
         }
         _ => {
-            let page = random.below(PAGES);
+            let page = random.u64(..PAGES);
             tlb.flush_page(Gva::new(page_address(page)));
             model.retain(|(owner, _, p), _| *p != page || owner.is_some_and(|o| o != cr3));
         }
@@ -137,13 +126,13 @@ fn nothing_stale_is_found() {
         code: &mut code,
         book: &mut book,
     };
-    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let mut random = Rng::with_seed(0x2545_f491_4f6c_dd1d);
     let (mut model, mut cr3, mut found) = (Model::new(), SPACES[0], 0);
     for _ in 0..40_000 {
-        match random.below(10) {
+        match random.u64(..10) {
             0..6 => fill(&mut tlb, &mut model, &mut random, cr3),
             6..8 => {
-                let to = SPACES[random.below(3) as usize];
+                let to = SPACES[random.usize(..3)];
                 if to != cr3 {
                     tlb.switch(cr3, to);
                     cr3 = to;

@@ -1,9 +1,10 @@
 //! One step of a sequence: an ioctl with its argument, an event, or a guest that runs.
 
+use fastrand::Rng;
 use kvm_bindings::*;
 
+use crate::draw::Draw;
 use crate::guest::Guest;
-use crate::random::Random;
 use crate::side::{EVENTS, MEMORY};
 
 /// The object that an ioctl is for.
@@ -118,8 +119,8 @@ const R: u32 = 2;
 const WR: u32 = 3;
 
 impl Step {
-    pub(crate) fn random(random: &mut Random) -> Step {
-        match random.below(100) {
+    pub(crate) fn random(random: &mut Rng) -> Step {
+        match random.u64(..100) {
             0..12 => memory(random),
             12..17 => plain(
                 "KVM_CREATE_VCPU",
@@ -132,24 +133,24 @@ impl Step {
             42..50 => vm_state(random),
             50..72 => vcpu_state(random),
             72..92 => Step::Run {
-                vcpu: random.below(2) as usize,
+                vcpu: random.usize(..2),
                 guest: Box::new(Guest::random(random)),
-                exits: 1 + random.below(6) as u32,
-                answer: random.next(),
+                exits: 1 + random.u32(..6),
+                answer: random.u64(..),
             },
             _ => Step::Resume {
-                vcpu: random.below(2) as usize,
-                exits: 1 + random.below(3) as u32,
-                answer: random.next(),
+                vcpu: random.usize(..2),
+                exits: 1 + random.u32(..3),
+                answer: random.u64(..),
             },
         }
     }
 }
 
 /// Steps that most sequences begin with.
-pub(crate) fn opening(random: &mut Random) -> Vec<Step> {
+pub(crate) fn opening(random: &mut Rng) -> Vec<Step> {
     let mut steps = vec![slot(0, 0, 0, 0x10_0000, 0)];
-    if random.below(3) > 0 {
+    if random.u64(..3) > 0 {
         steps.push(plain("KVM_CREATE_IRQCHIP", On::Vm, 0x60, 0));
     }
     steps.push(plain("KVM_CREATE_VCPU", On::Vm, 0x41, 0));
@@ -174,8 +175,8 @@ fn slot(slot: u32, flags: u32, gpa: u64, size: u64, at: u64) -> Step {
     )
 }
 
-fn memory(random: &mut Random) -> Step {
-    match random.below(10) {
+fn memory(random: &mut Rng) -> Step {
+    match random.u64(..10) {
         0 => slot(0, random.pick(&[0, 1]), 0, 0x10_0000, 0),
         1..7 => {
             let size = random.mostly(&[0, 0x1000, 0x2000, 0x8_0000, 0x10_0000], |n| n & 0x1f_ffff);
@@ -224,7 +225,7 @@ fn memory(random: &mut Random) -> Step {
     }
 }
 
-fn route(random: &mut Random) -> kvm_irq_routing_entry {
+fn route(random: &mut Rng) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
         gsi: random.mostly(&[0, 1, 5, 9, 30, 31], |n| n as u32 % 5000),
         type_: random.mostly(&[1, 1, 2, 2], |n| n as u32 % 8),
@@ -242,7 +243,7 @@ fn route(random: &mut Random) -> kvm_irq_routing_entry {
     entry
 }
 
-fn message(random: &mut Random) -> kvm_irq_routing_msi {
+fn message(random: &mut Rng) -> kvm_irq_routing_msi {
     kvm_irq_routing_msi {
         address_lo: random.mostly(&[0xfee0_0000, 0xfee0_1000, 0xfee0_1004, 0xfeef_f000], |n| {
             n as u32
@@ -255,19 +256,19 @@ fn message(random: &mut Random) -> kvm_irq_routing_msi {
     }
 }
 
-fn event(random: &mut Random) -> usize {
-    random.below(EVENTS as u64) as usize
+fn event(random: &mut Rng) -> usize {
+    random.usize(..EVENTS)
 }
 
-fn interrupts(random: &mut Random) -> Step {
-    match random.below(20) {
+fn interrupts(random: &mut Rng) -> Step {
+    match random.u64(..20) {
         0..4 => {
             let mut line = kvm_irq_level {
                 level: random.pick(&[0, 1, 1, 7]),
                 ..Default::default()
             };
             line.__bindgen_anon_1.irq = random.mostly(&[0, 1, 5, 8, 9, 15, 23, 30], |n| n as u32);
-            if random.below(2) == 0 {
+            if random.u64(..2) == 0 {
                 call("KVM_IRQ_LINE", On::Vm, W, 0x61, &line)
             } else {
                 call("KVM_IRQ_LINE_STATUS", On::Vm, WR, 0x67, &line)
@@ -324,8 +325,8 @@ fn interrupts(random: &mut Random) -> Step {
 }
 
 /// What ties eventfds and the coalesced ring to places.
-fn descriptors(random: &mut Random) -> Step {
-    match random.below(7) {
+fn descriptors(random: &mut Rng) -> Step {
+    match random.u64(..7) {
         0..3 => {
             let irqfd = kvm_irqfd {
                 gsi: random.mostly(&[1, 5, 9, 30], |n| n as u32 % 5000),
@@ -374,7 +375,7 @@ fn descriptors(random: &mut Random) -> Step {
 }
 
 fn change(
-    random: &mut Random,
+    random: &mut Rng,
     name: &'static str,
     on: On,
     get: (u32, u32),
@@ -390,8 +391,8 @@ fn change(
     };
     // Past the chip's number; the PIT's counters would run.
     let first = if name == "pit2" { 72 } else { header.len() * 2 };
-    let changes = (0..random.below(4)).map(|_| {
-        let at = first as u64 + random.below((size.min(first + 600) - first) as u64);
+    let changes = (0..random.u64(..4)).map(|_| {
+        let at = first as u64 + random.u64(..(size.min(first + 600) - first) as u64);
         (
             at as usize,
             random.mostly(&[0, 1, 2, 0x10, 0x80, 0xff], |n| n as u8),
@@ -411,7 +412,7 @@ fn change(
     }
 }
 
-fn cap(random: &mut Random, on: On) -> Step {
+fn cap(random: &mut Rng, on: On) -> Step {
     let (number, argument) = random.pick(&[
         (KVM_CAP_SPLIT_IRQCHIP, 24),
         (KVM_CAP_SPLIT_IRQCHIP, 4097),
@@ -440,8 +441,8 @@ fn cap(random: &mut Random, on: On) -> Step {
     call("KVM_ENABLE_CAP", on, W, 0xa3, &cap)
 }
 
-fn vm_state(random: &mut Random) -> Step {
-    match random.below(12) {
+fn vm_state(random: &mut Rng) -> Step {
+    match random.u64(..12) {
         0..4 => cap(random, On::Vm),
         4 => plain(
             "KVM_SET_TSS_ADDR",
@@ -500,9 +501,9 @@ fn vm_state(random: &mut Random) -> Step {
     }
 }
 
-fn vcpu_state(random: &mut Random) -> Step {
-    let on = On::Vcpu(random.below(2) as usize);
-    match random.below(23) {
+fn vcpu_state(random: &mut Rng) -> Step {
+    let on = On::Vcpu(random.usize(..2));
+    match random.u64(..23) {
         0 | 1 => change(
             random,
             "regs",
@@ -547,8 +548,8 @@ fn vcpu_state(random: &mut Random) -> Step {
     }
 }
 
-fn vcpu_questions(random: &mut Random, on: On) -> Step {
-    match random.below(9) {
+fn vcpu_questions(random: &mut Rng, on: On) -> Step {
+    match random.u64(..9) {
         0 => {
             let asked = kvm_translation {
                 linear_address: random.pick(&[
@@ -621,8 +622,8 @@ fn vcpu_questions(random: &mut Random, on: On) -> Step {
 }
 
 /// `KVM_SET_MSRS` or `KVM_GET_MSRS` of a few.
-fn msrs(random: &mut Random, on: On) -> Step {
-    let count = 1 + random.below(3) as u32;
+fn msrs(random: &mut Rng, on: On) -> Step {
+    let count = 1 + random.u32(..3);
     let mut list = count.to_le_bytes().to_vec();
     list.extend([0; 4]);
     for _ in 0..count {

@@ -8,9 +8,10 @@
 //!   0x20000 data
 //! ```
 
+use fastrand::Rng;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::random::Random;
+use crate::draw::Draw;
 use crate::side::Side;
 
 pub(crate) const CODE: u64 = 0x4000;
@@ -50,7 +51,7 @@ const ESI: u8 = 0xbe;
 const EDI: u8 = 0xbf;
 
 /// Where guests look: data, slots that come and go, devices, nothing.
-fn address(random: &mut Random) -> u32 {
+fn address(random: &mut Rng) -> u32 {
     let page = random.pick(&[
         0x2_0000,
         0x2_1000,
@@ -70,7 +71,7 @@ fn address(random: &mut Random) -> u32 {
     page + random.pick(&[0, 4, 0x10, 0xff8])
 }
 
-fn device(random: &mut Random) -> u32 {
+fn device(random: &mut Rng) -> u32 {
     let register = random.pick(&[
         0x20, 0x30, 0x80, 0xd0, 0xe0, 0xf0, 0x100, 0x280, 0x300, 0x310, 0x320, 0x350, 0x3e0,
     ]);
@@ -82,7 +83,7 @@ fn device(random: &mut Random) -> u32 {
     ])
 }
 
-fn msr(random: &mut Random) -> u32 {
+fn msr(random: &mut Rng) -> u32 {
     random.pick(&[
         0x1b,
         0x174,
@@ -103,7 +104,7 @@ fn msr(random: &mut Random) -> u32 {
     ])
 }
 
-fn port(random: &mut Random) -> u32 {
+fn port(random: &mut Rng) -> u32 {
     random.pick(&[
         0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x80, 0x500, 0x504, 0x510, 0xcf8, 0xe1,
     ])
@@ -111,10 +112,10 @@ fn port(random: &mut Random) -> u32 {
 
 #[expect(clippy::too_many_lines, reason = "a table")]
 /// One snippet that 32-bit and 64-bit code share.
-fn snippet(random: &mut Random, code: &mut Vec<u8>) {
-    match random.below(25) {
+fn snippet(random: &mut Rng, code: &mut Vec<u8>) {
+    match random.u64(..25) {
         0 => {
-            imm(code, EAX, random.next() as u32);
+            imm(code, EAX, random.u32(..));
             code.extend([0x6b, 0xc0, 0x4d, 0x01, 0xc3, 0xd1, 0xc3]); // imul eax,eax,77; add ebx,eax; rol ebx
         }
         1..4 => {
@@ -138,18 +139,18 @@ fn snippet(random: &mut Random, code: &mut Vec<u8>) {
         }
         6 => {
             imm(code, EDI, address(random));
-            imm(code, ECX, random.below(40) as u32);
+            imm(code, ECX, random.u32(..40));
             code.extend(random.pick(&[[0xf3, 0xab], [0xf3, 0xaa]])); // rep stos
         }
         7 => {
             imm(code, ESI, address(random));
             imm(code, EDI, address(random));
-            imm(code, ECX, random.below(9) as u32);
+            imm(code, ECX, random.u32(..9));
             code.extend(random.pick(&[[0xf3, 0xa5], [0xf3, 0xa4]])); // rep movs
         }
         8 | 9 => {
             imm(code, EDX, port(random));
-            imm(code, EAX, random.next() as u32);
+            imm(code, EAX, random.u32(..));
             code.extend(random.pick(&[&[0xee][..], &[0xee], &[0xef], &[0x66, 0xef]])); // out dx
         }
         10 | 11 => {
@@ -161,7 +162,7 @@ fn snippet(random: &mut Random, code: &mut Vec<u8>) {
             imm(code, ESI, random.pick(&[0x2_0000, 0x2_0ffe]));
             imm(code, EDI, 0x2_2000);
             // kvm.ko's emulator gives OUTS to the monitor one by one, ours all at once.
-            imm(code, ECX, random.below(2) as u32);
+            imm(code, ECX, random.u32(..2));
             code.extend(random.pick(&[[0xf3, 0x6e], [0xf3, 0x6f], [0xf3, 0x6c]])); // rep outs, ins
         }
         13 => {
@@ -226,11 +227,11 @@ fn snippet(random: &mut Random, code: &mut Vec<u8>) {
     }
 }
 
-fn real_snippet(random: &mut Random, code: &mut Vec<u8>) {
-    match random.below(6) {
+fn real_snippet(random: &mut Rng, code: &mut Vec<u8>) {
+    match random.u64(..6) {
         0 => code.extend([
             0xb0,
-            random.next() as u8,
+            random.u8(..),
             0xe6,
             random.pick(&[0x20, 0x21, 0xa1, 0xe1, 0x80]),
         ]),
@@ -238,12 +239,12 @@ fn real_snippet(random: &mut Random, code: &mut Vec<u8>) {
         2 => code.extend([0xa3, 0x00, random.pick(&[0x90, 0xa0, 0xf0])]), // mov [n], ax
         3 => code.extend([0xcd, random.pick(&[0x10, 0x21, 3])]),
         4 => code.extend(random.pick(&[&[0xfb, 0x90][..], &[0xfa], &[0x9c, 0x58], &[0xfb, 0xf4]])),
-        _ => code.extend([0xb9, random.below(20) as u8, 0, 0x01, 0xc8, 0xe2, 0xfc]), // mov cx; add ax,cx; loop
+        _ => code.extend([0xb9, random.u8(..20), 0, 0x01, 0xc8, 0xe2, 0xfc]), // mov cx; add ax,cx; loop
     }
 }
 
 impl Guest {
-    pub(crate) fn random(random: &mut Random) -> Guest {
+    pub(crate) fn random(random: &mut Rng) -> Guest {
         let mode = random.pick(&[
             Mode::Real,
             Mode::Protected,
@@ -252,7 +253,7 @@ impl Guest {
             Mode::Long,
         ]);
         let mut code = Vec::new();
-        for _ in 0..=random.below(6) {
+        for _ in 0..=random.u64(..6) {
             match mode {
                 Mode::Real => real_snippet(random, &mut code),
                 _ => snippet(random, &mut code),
@@ -265,10 +266,10 @@ impl Guest {
             code,
             rflags: random.pick(&[2, 2, 0x202, 0x246, 0x8d7]),
             regs: [
-                random.next(),
-                random.next() & 0xffff_ffff,
-                random.below(64),
-                random.next(),
+                random.u64(..),
+                random.u64(..) & 0xffff_ffff,
+                random.u64(..64),
+                random.u64(..),
             ],
         }
     }

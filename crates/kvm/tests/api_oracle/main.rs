@@ -31,10 +31,11 @@
 
 mod call;
 mod compare;
+#[path = "../draw/mod.rs"]
+mod draw;
 mod exit;
 mod guest;
 mod perform;
-mod random;
 mod side;
 mod watch;
 
@@ -42,8 +43,8 @@ use std::time::{Duration, Instant};
 
 use call::{Step, opening};
 use compare::{Compared, Difference, run};
+use fastrand::Rng;
 use kvm::PagingPath;
-use random::Random;
 use watch::Watch;
 
 /// Steps of a sequence, besides those that it begins with.
@@ -64,9 +65,9 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 fn sequence(seed: u64) -> Vec<Step> {
-    let mut random = Random::new(seed);
+    let mut random = Rng::with_seed(seed);
     let mut steps = opening(&mut random);
-    for _ in 0..random.below(STEPS) {
+    for _ in 0..random.u64(..STEPS) {
         steps.push(Step::random(&mut random));
     }
     steps

@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use fastrand::Rng;
 use kvm::clock::time::GuestTsc;
 use kvm::irqchip::apic::{Lapic, Role};
 use kvm::irqchip::chip::{Irqchip, Vcpus};
@@ -11,7 +12,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use super::Random;
+use super::draw::Draw;
 use super::user::Nobody;
 
 vmm_sys_util::ioctl_iow_nr!(KVM_IRQFD, KVMIO, 0x76, kvm_irqfd);
@@ -34,7 +35,7 @@ struct Calls {
     lapic: Option<Arc<Lapic>>,
     has_vcpu: Vcpus,
     events: Vec<EventFd>,
-    random: Random,
+    random: Rng,
 }
 
 fn kernel<T>(result: Result<T, kvm_ioctls::Error>) -> Answer {
@@ -55,7 +56,7 @@ fn raw<T>(vm: &VmFd, number: libc::c_ulong, argument: &T) -> Answer {
 
 impl Calls {
     fn step(&mut self) -> (String, Answer, Answer) {
-        match self.random.below(16) {
+        match self.random.u32(..16) {
             0 => self.create(),
             1 => self.split(),
             2 => self.create_vcpu(),
@@ -79,7 +80,7 @@ impl Calls {
     }
 
     fn split(&mut self) -> (String, Answer, Answer) {
-        let pins = self.random.one_of(&[0, 24, 4096, 4097]);
+        let pins = self.random.pick(&[0, 24, 4096, 4097]);
         let mut cap = kvm_enable_cap {
             cap: KVM_CAP_SPLIT_IRQCHIP,
             ..Default::default()
@@ -94,7 +95,7 @@ impl Calls {
     }
 
     fn create_vcpu(&mut self) -> (String, Answer, Answer) {
-        if self.vcpu.is_none() && self.random.below(4) == 0 {
+        if self.vcpu.is_none() && self.random.u32(..4) == 0 {
             self.vcpu = Some(self.vm.create_vcpu(0).unwrap());
             let time = Arc::new(GuestTsc::new(1_000_000));
             self.lapic = self
@@ -107,7 +108,7 @@ impl Calls {
 
     fn pit(&mut self) -> (String, Answer, Answer) {
         let config = kvm_pit_config {
-            flags: self.random.below(3),
+            flags: self.random.u32(..3),
             ..Default::default()
         };
         let state = kvm_pit_state2::default();
@@ -115,7 +116,7 @@ impl Calls {
             pit_reinject: 1,
             ..Default::default()
         };
-        let (k, u) = match self.random.below(4) {
+        let (k, u) = match self.random.u32(..4) {
             0 => (
                 kernel(self.vm.create_pit2(config)),
                 user(self.chip.create_pit(&config)),
@@ -141,10 +142,10 @@ impl Calls {
             9999,
         ];
         let request = kvm_irqfd {
-            fd: self.random.one_of(&fds) as u32,
-            gsi: self.random.one_of(&[1, 5, 5, 30, 5000]),
-            flags: self.random.one_of(&[0, 0, 1, 2, 3, 4]),
-            resamplefd: self.random.one_of(&fds) as u32,
+            fd: self.random.pick(&fds) as u32,
+            gsi: self.random.pick(&[1, 5, 5, 30, 5000]),
+            flags: self.random.pick(&[0, 0, 1, 2, 3, 4]),
+            resamplefd: self.random.pick(&fds) as u32,
             ..Default::default()
         };
         let k = raw(&self.vm, KVM_IRQFD(), &request);
@@ -159,11 +160,11 @@ impl Calls {
             9999,
         ];
         let request = kvm_ioeventfd {
-            fd: self.random.one_of(&fds),
-            addr: self.random.one_of(&[0x1000, 0x1000, 0x2000, u64::MAX]),
-            len: self.random.one_of(&[0, 1, 2, 2, 3, 4, 8]),
-            datamatch: u64::from(self.random.below(2)),
-            flags: self.random.one_of(&[0, 1, 2, 3, 4, 5, 6, 7, 16, 32]),
+            fd: self.random.pick(&fds),
+            addr: self.random.pick(&[0x1000, 0x1000, 0x2000, u64::MAX]),
+            len: self.random.pick(&[0, 1, 2, 2, 3, 4, 8]),
+            datamatch: u64::from(self.random.u32(..2)),
+            flags: self.random.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 16, 32]),
             ..Default::default()
         };
         let k = raw(&self.vm, KVM_IOEVENTFD(), &request);
@@ -176,13 +177,13 @@ impl Calls {
 
     fn coalesced(&mut self) -> (String, Answer, Answer) {
         let zone = kvm_coalesced_mmio_zone {
-            addr: self.random.one_of(&[0x3000, 0x4000]),
-            size: self.random.one_of(&[0x10, 0x1000]),
+            addr: self.random.pick(&[0x3000, 0x4000]),
+            size: self.random.pick(&[0x10, 0x1000]),
             __bindgen_anon_1: kvm_coalesced_mmio_zone__bindgen_ty_1 {
-                pio: self.random.below(3),
+                pio: self.random.u32(..3),
             },
         };
-        if self.random.below(2) == 0 {
+        if self.random.u32(..2) == 0 {
             let k = raw(&self.vm, KVM_REGISTER_COALESCED(), &zone);
             (
                 "register zone".into(),
@@ -201,7 +202,7 @@ impl Calls {
 
     fn get_chip(&mut self) -> (String, Answer, Answer) {
         let mut chip = kvm_irqchip {
-            chip_id: self.random.below(5),
+            chip_id: self.random.u32(..5),
             ..Default::default()
         };
         let k = kernel(self.vm.get_irqchip(&mut chip));
@@ -225,7 +226,7 @@ impl Calls {
 
     fn bus_clock(&mut self) -> (String, Answer, Answer) {
         // Later kernels know bits 2 and 3.
-        let flags = self.random.one_of(&[0, 1, 2, 3, 16]);
+        let flags = self.random.pick(&[0, 1, 2, 3, 16]);
         let mut cap = kvm_enable_cap {
             cap: KVM_CAP_X2APIC_API,
             ..Default::default()
@@ -257,7 +258,7 @@ fn calls_are_refused_alike() {
             events: (0..2)
                 .map(|_| EventFd::new(EFD_NONBLOCK).unwrap())
                 .collect(),
-            random: Random(0xca115 * seed),
+            random: Rng::with_seed(0xca115 * seed),
         };
         let mut log = Vec::new();
         for _ in 0..60 {

@@ -4,9 +4,14 @@
 #![expect(unsafe_code, reason = "ioctls, and the C unions in KVM's structures")]
 
 mod calls;
+#[path = "../draw/mod.rs"]
+#[expect(dead_code, reason = "not all draws are of use here")]
+mod draw;
 mod kernel;
 mod user;
 
+use draw::Draw;
+use fastrand::Rng;
 use kernel::Kernel;
 use kvm::irqchip::apic::registers::reg;
 use kvm_bindings::*;
@@ -15,30 +20,10 @@ use user::User;
 const APIC: u32 = 0xfee0_0000;
 const IOAPIC: u32 = 0xfec0_0000;
 
-/// A small generator: the sequences must be the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u32) -> u32 {
-        (self.next() >> 33) as u32 % limit
-    }
-
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u32) as usize]
-    }
-}
-
 struct Pair {
     kernel: Kernel,
     user: User,
-    random: Random,
+    random: Rng,
     log: Vec<String>,
     /// Whether the kernel's local APIC remembers what is in service. A KVM in software may not:
     /// then every interrupt taken by it is ended at once.
@@ -48,7 +33,7 @@ struct Pair {
 impl Pair {
     fn new(vcpus: u32, seed: u64) -> Option<Pair> {
         let kernel = Kernel::open(u64::from(vcpus))?;
-        let (user, random, log) = (User::new(vcpus), Random(seed | 1), Vec::new());
+        let (user, random, log) = (User::new(vcpus), Rng::with_seed(seed), Vec::new());
         let mut pair = Pair {
             kernel,
             user,
@@ -244,18 +229,18 @@ fn pics_by_ports_and_lines() {
 }
 
 fn pic_step(pair: &mut Pair) {
-    let port = pair.random.one_of(&[0x20, 0xa0]);
-    let value = pair.random.next() as u8;
-    match pair.random.below(20) {
+    let port = pair.random.pick(&[0x20, 0xa0]);
+    let value = pair.random.u8(..);
+    match pair.random.u32(..20) {
         0..8 => {
-            let (gsi, level) = (pair.random.below(16), pair.random.below(2));
+            let (gsi, level) = (pair.random.u32(..16), pair.random.u32(..2));
             pair.line(gsi, level);
         }
         8..11 => pair.take(),
         11 => {
             let eoi = pair
                 .random
-                .one_of(&[0x20, 0x60 | value & 7, 0xa0, 0xe0 | value & 7]);
+                .pick(&[0x20, 0x60 | value & 7, 0xa0, 0xe0 | value & 7]);
             pair.write_port(port, eoi);
         }
         12 => pair.write_port(port, value & 0xef),
@@ -281,8 +266,8 @@ fn pic_state_is_taken_as_it_comes() {
         return;
     };
     for _ in 0..60 {
-        let chip_id = pair.random.below(2);
-        let bytes: [u8; 16] = std::array::from_fn(|_| pair.random.next() as u8);
+        let chip_id = pair.random.u32(..2);
+        let bytes: [u8; 16] = std::array::from_fn(|_| pair.random.u8(..));
         let mut chip = kvm_irqchip {
             chip_id,
             ..Default::default()
@@ -294,7 +279,7 @@ fn pic_state_is_taken_as_it_comes() {
         pair.user.chip.controllers().set_state(&chip).unwrap();
         pair.compare_pics();
         for _ in 0..6 {
-            let (gsi, level) = (pair.random.below(16), pair.random.below(2));
+            let (gsi, level) = (pair.random.u32(..16), pair.random.u32(..2));
             pair.line(gsi, level);
             pair.take();
         }
@@ -325,37 +310,37 @@ fn ioapic_lines_entries_and_eois() {
 }
 
 fn write_entry(pair: &mut Pair, pin: u32) {
-    let vector = 0x20 + pair.random.below(0x60);
-    let mode = pair.random.one_of(&[0, 0, 0, 0x100]);
-    let logical = pair.random.one_of(&[0, 0x800]);
-    let level = pair.random.one_of(&[0, 0x8000]);
-    let masked = pair.random.one_of(&[0, 0, 0, 0x10000]);
-    let destination = pair.random.one_of(&[0, 1, 2, 3, 0xff]);
+    let vector = 0x20 + pair.random.u32(..0x60);
+    let mode = pair.random.pick(&[0, 0, 0, 0x100]);
+    let logical = pair.random.pick(&[0, 0x800]);
+    let level = pair.random.pick(&[0, 0x8000]);
+    let masked = pair.random.pick(&[0, 0, 0, 0x10000]);
+    let destination = pair.random.pick(&[0, 1, 2, 3, 0xff]);
     pair.write_ioapic(0x11 + 2 * pin, destination << 24);
     pair.write_ioapic(0x10 + 2 * pin, vector | mode | logical | level | masked);
 }
 
 fn ioapic_step(pair: &mut Pair) {
-    match pair.random.below(20) {
+    match pair.random.u32(..20) {
         0..8 => {
-            let (gsi, level) = (pair.random.below(24), pair.random.below(2));
+            let (gsi, level) = (pair.random.u32(..24), pair.random.u32(..2));
             pair.line(gsi, level);
         }
         8..12 => pair.take(),
         12..15 => pair.write_memory(APIC + reg::EOI, 0),
         15 => {
-            let pin = pair.random.below(24);
+            let pin = pair.random.u32(..24);
             write_entry(pair, pin);
         }
         16 => {
-            let register = pair.random.below(0x42);
+            let register = pair.random.u32(..0x42);
             pair.write_memory(IOAPIC, register);
             pair.read_memory(IOAPIC + 0x10);
         }
         17 => pair.compare_ioapic(),
         18 => pair.compare_lapics(),
         _ => {
-            let priority = pair.random.one_of(&[0, 0x30, 0x55, 0xf0]);
+            let priority = pair.random.pick(&[0, 0x30, 0x55, 0xf0]);
             pair.write_memory(APIC + reg::TASKPRI, priority);
             pair.read_memory(APIC + reg::PROCPRI);
         }
@@ -394,10 +379,10 @@ fn lapic_step(pair: &mut Pair) {
         reg::TDCR,
         reg::SELF_IPI,
     ];
-    let value = pair.random.next() as u32;
-    match pair.random.below(10) {
+    let value = pair.random.u32(..);
+    match pair.random.u32(..10) {
         0..3 => {
-            let register = pair.random.one_of(WRITABLE);
+            let register = pair.random.pick(WRITABLE);
             // Mostly enabled, and with a priority that lets something through.
             let value = match register {
                 reg::SPIV => value | (0x100 * u32::from(value & 0x7000 != 0)),
@@ -407,7 +392,7 @@ fn lapic_step(pair: &mut Pair) {
             pair.write_memory(APIC + register, value);
         }
         3..5 => {
-            let register = pair.random.below(0x40) * 0x10;
+            let register = pair.random.u32(..0x40) * 0x10;
             // Where there is no register, the kernel leaves the last answer in its buffer.
             let none = matches!(register, 0..=0x10 | 0x40..=0x70 | 0xb0 | 0xc0 | 0x290..=0x2f0)
                 || matches!(register, reg::TMCCT | 0x3a0..=0x3d0 | reg::SELF_IPI);
@@ -437,24 +422,24 @@ fn messages_find_the_same_cpus() {
 }
 
 fn message_step(pair: &mut Pair) {
-    let vector = 0x20 + pair.random.below(0xc0);
+    let vector = 0x20 + pair.random.u32(..0xc0);
     let destination = pair
         .random
-        .one_of(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x0f, 0x11, 0x80, 0xff]);
-    let logical = pair.random.below(2);
-    let mode = pair.random.one_of(&[0, 0, 0x100, 0x700, 0x200]);
-    match pair.random.below(12) {
+        .pick(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x0f, 0x11, 0x80, 0xff]);
+    let logical = pair.random.u32(..2);
+    let mode = pair.random.pick(&[0, 0, 0x100, 0x700, 0x200]);
+    match pair.random.u32(..12) {
         0..5 => {
-            let hint = pair.random.below(2) << 3;
-            let level = pair.random.one_of(&[0, 0xc000]);
+            let hint = pair.random.u32(..2) << 3;
+            let level = pair.random.pick(&[0, 0xc000]);
             pair.msi(
                 0xfee0_0000 | destination << 12 | hint | logical << 2,
                 vector | mode | level,
             );
         }
         5..8 => {
-            let shorthand = pair.random.one_of(&[0, 0, 0, 1, 2, 3]) << 18;
-            let level = pair.random.one_of(&[0x4000, 0x4000, 0xc000, 0x8000]);
+            let shorthand = pair.random.pick(&[0, 0, 0, 1, 2, 3]) << 18;
+            let level = pair.random.pick(&[0x4000, 0x4000, 0xc000, 0x8000]);
             pair.write_memory(APIC + reg::ICR2, destination << 24);
             pair.write_memory(
                 APIC + reg::ICR,
@@ -462,14 +447,14 @@ fn message_step(pair: &mut Pair) {
             );
         }
         8..10 => {
-            let index = 1 + pair.random.below(3) as usize;
+            let index = 1 + pair.random.usize(..3);
             let mut state = pair.kernel.vcpus[index].get_lapic().unwrap();
             let ldr = pair
                 .random
-                .one_of(&[1, 2, 4, 8, 0x11, 0x12, 0x21, 0x41, 0x80, 3, 0]);
-            let dfr = pair.random.one_of(&[u32::MAX, u32::MAX, 0x0fff_ffff]);
-            let spiv = pair.random.one_of(&[0x1ff, 0x1ff, 0x1ff, 0xff]);
-            let id = pair.random.one_of(&[index as u32, index as u32, 9]);
+                .pick(&[1, 2, 4, 8, 0x11, 0x12, 0x21, 0x41, 0x80, 3, 0]);
+            let dfr = pair.random.pick(&[u32::MAX, u32::MAX, 0x0fff_ffff]);
+            let spiv = pair.random.pick(&[0x1ff, 0x1ff, 0x1ff, 0xff]);
+            let id = pair.random.pick(&[index as u32, index as u32, 9]);
             put(&mut state, reg::LDR, ldr << 24);
             put(&mut state, reg::DFR, dfr);
             put(&mut state, reg::SPIV, spiv);
@@ -491,7 +476,7 @@ fn lapic_state_is_taken_as_it_comes() {
     };
     for _ in 0..80 {
         let mut state = kvm_lapic_state {
-            regs: std::array::from_fn(|_| pair.random.next() as i8),
+            regs: std::array::from_fn(|_| pair.random.i8(..)),
         };
         // No timer: its expiry depends on the time.
         put(&mut state, reg::TMICT, 0);
@@ -518,7 +503,7 @@ fn routing_tables_are_judged_alike() {
         return;
     };
     for _ in 0..300 {
-        let count = pair.random.below(4) as usize + 1;
+        let count = pair.random.usize(..4) + 1;
         let entries: Vec<_> = (0..count).map(|_| random_route(&mut pair.random)).collect();
         let routing = KvmIrqRouting::from_entries(&entries).unwrap();
         let kernel = pair.kernel.vm.set_gsi_routing(&routing).map_err(kvm_error);
@@ -529,33 +514,33 @@ fn routing_tables_are_judged_alike() {
             .set_routing(&entries)
             .map_err(|e| e.0);
         pair.same(format!("routing {entries:?}"), kernel, user);
-        let gsi = pair.random.below(6);
+        let gsi = pair.random.u32(..6);
         pair.line(gsi, 1);
         pair.line(gsi, 0);
     }
 }
 
-fn random_route(random: &mut Random) -> kvm_irq_routing_entry {
-    let gsi = random.one_of(&[0, 1, 2, 3, 4, 5, 4095, 4096]);
-    let flags = random.one_of(&[0, 0, 0, 0, 0, 1, 2]);
+fn random_route(random: &mut Rng) -> kvm_irq_routing_entry {
+    let gsi = random.pick(&[0, 1, 2, 3, 4, 5, 4095, 4096]);
+    let flags = random.pick(&[0, 0, 0, 0, 0, 1, 2]);
     let mut entry = kvm_irq_routing_entry {
         gsi,
         flags,
         ..Default::default()
     };
-    if random.below(3) == 0 {
+    if random.u32(..3) == 0 {
         entry.type_ = KVM_IRQ_ROUTING_MSI;
         entry.u.msi = kvm_irq_routing_msi {
             address_lo: 0xfee0_0000,
-            address_hi: random.one_of(&[0, 0, 1, 0x100]),
-            data: 0x20 + random.below(0xc0),
+            address_hi: random.pick(&[0, 0, 1, 0x100]),
+            data: 0x20 + random.u32(..0xc0),
             ..Default::default()
         };
     } else {
-        entry.type_ = random.one_of(&[1, 1, 1, 1, 0, 9]);
+        entry.type_ = random.pick(&[1, 1, 1, 1, 0, 9]);
         entry.u.irqchip = kvm_irq_routing_irqchip {
-            irqchip: random.below(4),
-            pin: random.below(26),
+            irqchip: random.u32(..4),
+            pin: random.u32(..26),
         };
     }
     entry
@@ -578,8 +563,8 @@ fn pit_registers() {
 }
 
 fn pit_step(pair: &mut Pair) {
-    let value = pair.random.next() as u8;
-    match pair.random.below(6) {
+    let value = pair.random.u8(..);
+    match pair.random.u32(..6) {
         0 => {
             // Channel 0 in mode 5, which has no timer; the others in any mode. Or read back.
             let control = match value >> 6 {
@@ -610,8 +595,8 @@ fn pit_step(pair: &mut Pair) {
             );
             let mut state = states.0;
             for channel in &mut state.channels {
-                channel.count = u32::from(pair.random.next() as u16);
-                channel.mode = pair.random.one_of(&[0, 1, 2, 3, 4, 5]);
+                channel.count = u32::from(pair.random.u16(..));
+                channel.mode = pair.random.pick(&[0, 1, 2, 3, 4, 5]);
             }
             state.channels[0].mode = 5;
             pair.kernel.vm.set_pit2(&state).unwrap();

@@ -123,12 +123,11 @@ mod tests {
     fn it_agrees_with_a_row_of_flags() {
         let mut set = FrameSet::default();
         let mut flags = [false; 64];
-        let mut state = 7_u64;
+        let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..5000 {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
-            let (a, b) = ((state >> 33) as usize % 65, (state >> 45) as usize % 65);
+            let (a, b) = (random.usize(..65), random.usize(..65));
             let range = a.min(b)..a.max(b);
-            let add = state >> 60 & 1 != 0;
+            let add = random.bool();
             flags[range.clone()].fill(add);
             let frames = range.start as u64..range.end as u64;
             if add {

@@ -2,12 +2,13 @@
 //! slots.
 
 use addr::Gpa;
+use fastrand::Rng;
 use memory::slot::SlotFlags;
 use mmu::{Access, AccessKind, PagingRegisters, Privilege};
 
-/// `SplitMix64`.
+/// Draws what a guest may do.
 #[derive(Clone)]
-pub struct Random(pub u64);
+pub struct Random(Rng);
 
 /// How often the guest changes its tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,16 +20,16 @@ pub enum Temper {
 }
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(Rng::with_seed(seed))
+    }
+
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.u64(..)
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.0.u64(..n)
     }
 
     /// Once in `n` times.
@@ -37,7 +38,7 @@ impl Random {
     }
 
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
+        from[self.0.usize(..from.len())]
     }
 }
 

@@ -1,27 +1,28 @@
 //! Random numbers and random damage, the same for the same seed.
 
-/// A generator (xorshift64*).
-pub(crate) struct Garbage(u64);
+use fastrand::Rng;
+
+/// Draws what nobody expects.
+pub(crate) struct Garbage(Rng);
 
 impl Garbage {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self(Rng::with_seed(seed))
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        self.0.u64(..)
     }
 
     /// Below `end`, which is not zero.
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 8) as usize % end
+        self.0.usize(..end)
     }
 
     pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
+        let mut bytes = vec![0; len];
+        self.0.fill(&mut bytes);
+        bytes
     }
 
     /// The same image cut short, with other bytes in it, or with numbers that programmers forget.
@@ -47,7 +48,7 @@ impl Garbage {
         match self.below(6) {
             0 => image.truncate(self.below(len)),
             1 => image[at] ^= 1 << self.below(8),
-            2 => image[at] = self.next() as u8,
+            2 => image[at] = self.0.u8(..),
             3 => {
                 let edge: u32 = [0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff][self.below(5)];
                 image[at..at + 4].copy_from_slice(&edge.to_le_bytes());
