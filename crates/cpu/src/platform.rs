@@ -54,17 +54,27 @@ pub enum DeviceInstructions {
 
 /// The machine around one CPU: interrupt controller, MSRs, CPUID, devices "in the kernel".
 ///
-/// All methods are called in the vCPU's own thread. None may call back into the vCPU.
+/// All methods are called in the vCPU's own thread. None may call back into the vCPU. The defaults are
+/// those of a machine in which nothing happens: no interrupts, and all devices are the monitor's.
 pub trait Platform {
     /// Whether a maskable interrupt waits for this CPU. Asked after a kick and when interrupts
     /// become enabled.
-    fn interrupt_pending(&mut self) -> bool;
+    fn interrupt_pending(&mut self) -> bool {
+        false
+    }
     /// Takes the interrupt that is to be delivered now (the acknowledge cycle).
-    fn acknowledge_interrupt(&mut self) -> Option<u8>;
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
     /// Whether the monitor wants [`Exit::InterruptWindow`].
-    fn interrupt_window_requested(&self) -> bool;
+    fn interrupt_window_requested(&self) -> bool {
+        false
+    }
     /// `HLT`: yes, and this call waited until there is something to do; or no, the monitor waits.
-    fn halt(&mut self, state: &mut CpuState) -> Handled;
+    fn halt(&mut self, state: &mut CpuState) -> Handled {
+        let _ = state;
+        Handled::No
+    }
     /// `CPUID`.
     fn cpuid(&mut self, state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult;
     /// Whether the guest may reach an MSR at all, the CPU's own included; `write` is the value of a
@@ -82,13 +92,25 @@ pub trait Platform {
     /// `MOV CR8`.
     fn set_task_priority(&mut self, priority: u8);
     /// A read of a guest physical address outside all slots.
-    fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) -> Handled;
+    fn mmio_read(&mut self, gpa: Gpa, data: &mut [u8]) -> Handled {
+        let _ = (gpa, data);
+        Handled::No
+    }
     /// A write to a guest physical address outside all slots.
-    fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> Handled;
+    fn mmio_write(&mut self, gpa: Gpa, data: &[u8]) -> Handled {
+        let _ = (gpa, data);
+        Handled::No
+    }
     /// `IN`.
-    fn port_read(&mut self, port: u16, data: &mut [u8]) -> Handled;
+    fn port_read(&mut self, port: u16, data: &mut [u8]) -> Handled {
+        let _ = (port, data);
+        Handled::No
+    }
     /// `OUT`.
-    fn port_write(&mut self, port: u16, data: &[u8]) -> Handled;
+    fn port_write(&mut self, port: u16, data: &[u8]) -> Handled {
+        let _ = (port, data);
+        Handled::No
+    }
     /// `VMCALL`/`VMMCALL`: the value for RAX, or a refusal.
     fn hypercall(&mut self, state: &mut CpuState) -> Result<u64, Refusal>;
     /// What an instruction of these bytes, `VMCALL`'s or `VMMCALL`'s, does.

@@ -117,8 +117,16 @@ impl Kernel {
             self.regions.push(region);
         }
     }
+}
 
-    fn get_log(&self, slot: u32) -> Answer {
+impl Machine for Kernel {
+    fn set_region(&mut self, region: Region) -> Result<(), i32> {
+        set_region(&self.vm, &region)?;
+        self.remember(region);
+        Ok(())
+    }
+
+    fn get_log(&mut self, slot: u32) -> Answer {
         let mut words = vec![0; ROOM];
         let mut log = kvm_dirty_log {
             slot,
@@ -129,7 +137,7 @@ impl Kernel {
         Ok(words)
     }
 
-    fn clear_log(&self, slot: u32, first_page: u64, num_pages: u32, word: u64) -> Answer {
+    fn clear_log(&mut self, slot: u32, first_page: u64, num_pages: u32, word: u64) -> Answer {
         let mut words = vec![word; ROOM];
         let mut clear = kvm_clear_dirty_log {
             slot,
@@ -156,29 +164,6 @@ impl Kernel {
         match self.vcpu.run().unwrap() {
             VcpuExit::Hlt => {}
             exit => panic!("the guest left with {exit:?} at {at:#x}"),
-        }
-    }
-}
-
-impl Machine for Kernel {
-    fn call(&mut self, call: &Call) -> Answer {
-        match *call {
-            Call::SetRegion(region) => {
-                set_region(&self.vm, &region)?;
-                self.remember(region);
-                Ok(Vec::new())
-            }
-            Call::GetLog { slot } => self.get_log(slot),
-            Call::ClearLog {
-                slot,
-                first_page,
-                num_pages,
-                word,
-            } => self.clear_log(slot, first_page, num_pages, word),
-            Call::Touch { frame } => {
-                self.touch(frame);
-                Ok(Vec::new())
-            }
         }
     }
 }

@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use addr::{Address, Gpa, Hva};
 use cpu::system::{Instructions, Offer, Vendor};
-use cpu::{
-    CodeMap, CpuState, CpuidResult, Exit, Handled, Platform, Refusal, Segment, Vcpu, VcpuConfig,
-};
+use cpu::{CodeMap, CpuState, CpuidResult, Exit, Platform, Refusal, Segment, Vcpu, VcpuConfig};
 use memory::access;
 use memory::quiesce::Domain;
 use memory::ram::{GuestRam, RamConfig};
@@ -32,18 +30,6 @@ pub struct Bare {
 }
 
 impl Platform for Bare {
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn interrupt_window_requested(&self) -> bool {
-        false
-    }
-    fn halt(&mut self, _: &mut CpuState) -> Handled {
-        Handled::No
-    }
     fn cpuid(&mut self, _: &CpuState, leaf: u32, _: u32) -> CpuidResult {
         CpuidResult {
             eax: leaf,
@@ -61,18 +47,6 @@ impl Platform for Bare {
     }
     fn set_task_priority(&mut self, priority: u8) {
         self.task_priority = priority;
-    }
-    fn mmio_read(&mut self, _: Gpa, _: &mut [u8]) -> Handled {
-        Handled::No
-    }
-    fn mmio_write(&mut self, _: Gpa, _: &[u8]) -> Handled {
-        Handled::No
-    }
-    fn port_read(&mut self, _: u16, _: &mut [u8]) -> Handled {
-        Handled::No
-    }
-    fn port_write(&mut self, _: u16, _: &[u8]) -> Handled {
-        Handled::No
     }
     fn hypercall(&mut self, _: &mut CpuState) -> Result<u64, Refusal> {
         Ok(0)

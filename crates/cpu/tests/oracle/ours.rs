@@ -5,8 +5,8 @@ use std::sync::Arc;
 use addr::{Gpa, Hva};
 use cpu::system::{Offer, Vendor};
 use cpu::{
-    CodeMap, CpuState, CpuidResult, Exception, Exit, Handled, InjectedInterrupt, IoDirection,
-    Platform, Refusal, Vcpu, VcpuConfig,
+    CodeMap, CpuState, CpuidResult, Exception, Exit, InjectedInterrupt, IoDirection, Platform,
+    Refusal, Vcpu, VcpuConfig,
 };
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX};
 use memory::quiesce::{Domain, Requests};
@@ -49,17 +49,8 @@ impl Everything {
 }
 
 impl Platform for Everything {
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
     fn interrupt_window_requested(&self) -> bool {
         self.wants_window
-    }
-    fn halt(&mut self, _: &mut CpuState) -> Handled {
-        Handled::No
     }
     fn cpuid(&mut self, _: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
         self.leaf(leaf, subleaf)
@@ -74,18 +65,6 @@ impl Platform for Everything {
         0
     }
     fn set_task_priority(&mut self, _: u8) {}
-    fn mmio_read(&mut self, _: Gpa, _: &mut [u8]) -> Handled {
-        Handled::No
-    }
-    fn mmio_write(&mut self, _: Gpa, _: &[u8]) -> Handled {
-        Handled::No
-    }
-    fn port_read(&mut self, _: u16, _: &mut [u8]) -> Handled {
-        Handled::No
-    }
-    fn port_write(&mut self, _: u16, _: &[u8]) -> Handled {
-        Handled::No
-    }
     fn hypercall(&mut self, _: &mut CpuState) -> Result<u64, Refusal> {
         Err(Refusal::Exception(Exception::plain(vector::UD)))
     }

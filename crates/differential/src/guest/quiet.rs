@@ -1,7 +1,6 @@
 //! A platform on which nothing happens: no interrupts, no devices.
 
-use addr::Gpa;
-use cpu::{CpuState, CpuidResult, Exception, Handled, Platform, Refusal};
+use cpu::{CpuState, CpuidResult, Exception, Platform, Refusal};
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,22 +29,6 @@ pub(super) fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
 }
 
 impl Platform for Quiet {
-    fn interrupt_pending(&mut self) -> bool {
-        false
-    }
-
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-
-    fn interrupt_window_requested(&self) -> bool {
-        false
-    }
-
-    fn halt(&mut self, _state: &mut CpuState) -> Handled {
-        Handled::No
-    }
-
     fn cpuid(&mut self, _state: &CpuState, leaf: u32, subleaf: u32) -> CpuidResult {
         host_cpuid(leaf, subleaf)
     }
@@ -68,22 +51,6 @@ impl Platform for Quiet {
     }
 
     fn set_task_priority(&mut self, _priority: u8) {}
-
-    fn mmio_read(&mut self, _gpa: Gpa, _data: &mut [u8]) -> Handled {
-        Handled::No
-    }
-
-    fn mmio_write(&mut self, _gpa: Gpa, _data: &[u8]) -> Handled {
-        Handled::No
-    }
-
-    fn port_read(&mut self, _port: u16, _data: &mut [u8]) -> Handled {
-        Handled::No
-    }
-
-    fn port_write(&mut self, _port: u16, _data: &[u8]) -> Handled {
-        Handled::No
-    }
 
     fn hypercall(&mut self, _state: &mut CpuState) -> Result<u64, Refusal> {
         Err(GENERAL_PROTECTION)

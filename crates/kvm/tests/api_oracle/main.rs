@@ -20,6 +20,7 @@
 //! | `IA32_MISC_ENABLE`                         | PMU bits read-only                 | none             |
 //! | `IA32_ARCH_CAPABILITIES`, microcode        | there                              | `#GP`, 0         |
 //! | the local APIC's ISR                       | kept                               | not kept         |
+//! | an 8259's interrupt that waits at `STI`    | taken behind the next instruction  | at the next entry |
 //! | an INIT by MSI, level 0                    | taken (`irq->level = 1`)           | ignored          |
 //! | no memory under code, `KVM_PRE_FAULT_MEMORY` | emulation failure, filled in     | `ENOSPC`, `EOPNOTSUPP` |
 //!

@@ -16,8 +16,29 @@ pub(crate) type Answer = Result<Vec<u64>, i32>;
 
 /// Something that has memory slots.
 pub(crate) trait Machine {
+    fn set_region(&mut self, region: Region) -> Result<(), i32>;
+    fn get_log(&mut self, slot: u32) -> Answer;
+    fn clear_log(&mut self, slot: u32, first_page: u64, num_pages: u32, word: u64) -> Answer;
+    fn touch(&mut self, frame: u64);
+
     /// Makes a call.
-    fn call(&mut self, call: &Call) -> Answer;
+    fn call(&mut self, call: &Call) -> Answer {
+        let nothing = |()| Vec::new();
+        match *call {
+            Call::SetRegion(region) => self.set_region(region).map(nothing),
+            Call::GetLog { slot } => self.get_log(slot),
+            Call::ClearLog {
+                slot,
+                first_page,
+                num_pages,
+                word,
+            } => self.clear_log(slot, first_page, num_pages, word),
+            Call::Touch { frame } => {
+                self.touch(frame);
+                Ok(Vec::new())
+            }
+        }
+    }
 }
 
 /// Our slots.
@@ -31,12 +52,19 @@ impl Ours {
         slots.set_manual_protect(manual);
         Self { slots }
     }
+}
 
-    fn get_log(&self, slot: u32) -> Answer {
+impl Machine for Ours {
+    fn set_region(&mut self, region: Region) -> Result<(), i32> {
+        let result = self.slots.set_region(&region);
+        result.map(|_| ()).map_err(SlotError::errno)
+    }
+
+    fn get_log(&mut self, slot: u32) -> Answer {
         self.slots.harvest(slot).map_err(DirtyLogError::errno)
     }
 
-    fn clear_log(&self, slot: u32, first_page: u64, num_pages: u32, word: u64) -> Answer {
+    fn clear_log(&mut self, slot: u32, first_page: u64, num_pages: u32, word: u64) -> Answer {
         let bits = vec![word; num_pages.min(1 << 16).div_ceil(64) as usize];
         let clear = ClearLog {
             slot,
@@ -48,35 +76,13 @@ impl Ours {
         result.map(|()| Vec::new()).map_err(DirtyLogError::errno)
     }
 
-    fn touch(&self, frame: u64) {
+    fn touch(&mut self, frame: u64) {
         let table = self.slots.snapshot(0);
         if let Some(slot) = table
             .find(Gfn::new(frame))
             .filter(|s| s.is_writable() && s.hva != UNMAPPED)
         {
             slot.mark_dirty(Gfn::new(frame));
-        }
-    }
-}
-
-impl Machine for Ours {
-    fn call(&mut self, call: &Call) -> Answer {
-        match *call {
-            Call::SetRegion(region) => {
-                let result = self.slots.set_region(&region);
-                result.map(|_| Vec::new()).map_err(SlotError::errno)
-            }
-            Call::GetLog { slot } => self.get_log(slot),
-            Call::ClearLog {
-                slot,
-                first_page,
-                num_pages,
-                word,
-            } => self.clear_log(slot, first_page, num_pages, word),
-            Call::Touch { frame } => {
-                self.touch(frame);
-                Ok(Vec::new())
-            }
         }
     }
 }
@@ -115,35 +121,6 @@ impl Model {
         (slot >> 16) < self.config.address_spaces as u32 && (slot as u16) < USER_SLOTS
     }
 
-    fn set_region(&mut self, r: Region) -> Result<(), i32> {
-        self.check(&r)?;
-        let old = self.slots.get(&r.slot).copied();
-        if r.size == 0 {
-            self.dirty.remove(&r.slot);
-            return self.slots.remove(&r.slot).map(drop).ok_or(libc::EINVAL);
-        }
-        if let Some(old) = old {
-            let same = old.hva == r.hva && old.size == r.size;
-            if !same || (old.flags ^ r.flags) & READONLY != 0 {
-                return Err(libc::EINVAL);
-            }
-        }
-        if old.is_none_or(|old| old.gpa != r.gpa) {
-            self.check_place(&r)?;
-        }
-        self.slots.insert(r.slot, r);
-        if r.flags & LOG == 0 {
-            self.dirty.remove(&r.slot);
-        } else if !self.dirty.contains_key(&r.slot) {
-            let pages = match self.manual {
-                ManualProtect::InitiallySet => r.size / PAGE,
-                _ => 0,
-            };
-            self.dirty.insert(r.slot, (0..pages).collect());
-        }
-        Ok(())
-    }
-
     fn check(&self, r: &Region) -> Result<(), i32> {
         let aligned = [r.gpa.raw(), r.hva.raw(), r.size]
             .iter()
@@ -172,6 +149,37 @@ impl Model {
         }
         if end > 1 << self.config.physical_bits {
             return Err(libc::EINVAL);
+        }
+        Ok(())
+    }
+}
+
+impl Machine for Model {
+    fn set_region(&mut self, r: Region) -> Result<(), i32> {
+        self.check(&r)?;
+        let old = self.slots.get(&r.slot).copied();
+        if r.size == 0 {
+            self.dirty.remove(&r.slot);
+            return self.slots.remove(&r.slot).map(drop).ok_or(libc::EINVAL);
+        }
+        if let Some(old) = old {
+            let same = old.hva == r.hva && old.size == r.size;
+            if !same || (old.flags ^ r.flags) & READONLY != 0 {
+                return Err(libc::EINVAL);
+            }
+        }
+        if old.is_none_or(|old| old.gpa != r.gpa) {
+            self.check_place(&r)?;
+        }
+        self.slots.insert(r.slot, r);
+        if r.flags & LOG == 0 {
+            self.dirty.remove(&r.slot);
+        } else if !self.dirty.contains_key(&r.slot) {
+            let pages = match self.manual {
+                ManualProtect::InitiallySet => r.size / PAGE,
+                _ => 0,
+            };
+            self.dirty.insert(r.slot, (0..pages).collect());
         }
         Ok(())
     }
@@ -217,25 +225,6 @@ impl Model {
             && let Some(dirty) = self.dirty.get_mut(&r.slot)
         {
             dirty.insert(frame - r.gpa.raw() / PAGE);
-        }
-    }
-}
-
-impl Machine for Model {
-    fn call(&mut self, call: &Call) -> Answer {
-        match *call {
-            Call::SetRegion(region) => self.set_region(region).map(|()| Vec::new()),
-            Call::GetLog { slot } => self.get_log(slot),
-            Call::ClearLog {
-                slot,
-                first_page,
-                num_pages,
-                word,
-            } => self.clear_log(slot, first_page, num_pages, word),
-            Call::Touch { frame } => {
-                self.touch(frame);
-                Ok(Vec::new())
-            }
         }
     }
 }

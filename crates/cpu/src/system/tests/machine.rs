@@ -201,12 +201,6 @@ impl Platform for Fake {
     fn set_task_priority(&mut self, priority: u8) {
         self.task_priority = priority;
     }
-    fn mmio_read(&mut self, _: Gpa, _: &mut [u8]) -> Handled {
-        Handled::No
-    }
-    fn mmio_write(&mut self, _: Gpa, _: &[u8]) -> Handled {
-        Handled::No
-    }
     fn port_read(&mut self, port: u16, data: &mut [u8]) -> Handled {
         if port != 0x80 {
             return Handled::No;
