@@ -18,9 +18,25 @@ pub fn program(form: Form, rng: &mut Rng) -> Option<(Program, Encoded)> {
         // EDX and EAX select components: they can't be addresses too.
         choice.gprs &= !0b101;
     }
-    let encoded = operands::build(form, ip, choice, rng)?;
+    let encoded = (0..DRAWS).find_map(|_| {
+        let encoded = operands::build(form, ip, choice, rng)?;
+        is_allowed(&encoded.instruction).then_some(encoded)
+    })?;
     let program = Program::new(form.mode, offset, &encoded.bytes)?;
     Some((program, encoded))
+}
+
+/// How often an instruction is drawn until it is one that may be compared.
+const DRAWS: usize = 8;
+
+/// An address-size prefix in 16-bit code makes other registers the address than were chosen.
+fn is_allowed(instruction: &Instruction) -> bool {
+    let selects = |register: Register| {
+        let full = register.full_register();
+        full == Register::RAX || full == Register::RDX
+    };
+    let address = [instruction.memory_base(), instruction.memory_index()];
+    !is_xsave(instruction.mnemonic()) || !address.into_iter().any(selects)
 }
 
 /// Anywhere in the code window, often where the instruction crosses into the next page.
@@ -170,5 +186,37 @@ fn set_register(state: &mut State, register: Register, value: u64) {
     let full = register.full_register();
     if (Register::RAX..=Register::R15).contains(&full) {
         state.gpr[full as usize - Register::RAX as usize] = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::campaign::MODES;
+    use crate::generate::Catalogue;
+
+    #[test]
+    fn what_selects_components_is_no_address() {
+        let mut rng = Rng::with_seed(317);
+        let mut drawn = 0;
+        for mode in MODES {
+            let catalogue = Catalogue::new(mode);
+            let forms = catalogue.forms.iter();
+            for form in forms.filter(|form| is_xsave(form.code.mnemonic())) {
+                for _ in 0..500 {
+                    let (_, encoded) = program(*form, &mut rng).unwrap();
+                    let instruction = encoded.instruction;
+                    for register in [instruction.memory_base(), instruction.memory_index()] {
+                        let full = register.full_register();
+                        assert!(
+                            full != Register::RAX && full != Register::RDX,
+                            "{instruction}"
+                        );
+                    }
+                    drawn += 1;
+                }
+            }
+        }
+        assert!(drawn > 3000, "only {drawn}");
     }
 }
