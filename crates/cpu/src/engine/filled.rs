@@ -14,47 +14,86 @@ pub(crate) enum Scope {
     Global,
 }
 
-/// Bits for the entries of three tables, one for each view; `WORDS` words of 64 entries each.
+/// Bits for the entries of a table; `WORDS` words of 64 entries each.
+///
+/// A summary says which words may have bits set, so that to look through few entries of a large table
+/// takes no longer than through those of a small one: bit `n` stands for the `n`th group of words. It
+/// is set wherever one of them is not zero.
+#[derive(Clone, Debug)]
+struct Bits<const WORDS: usize> {
+    summary: u64,
+    words: [u64; WORDS],
+}
+
+impl<const WORDS: usize> Bits<WORDS> {
+    /// Words that share a bit of the summary.
+    const GROUP: usize = WORDS.div_ceil(64);
+    const EMPTY: Self = Self {
+        summary: 0,
+        words: [0; WORDS],
+    };
+
+    fn set(&mut self, at: usize) {
+        self.words[at / 64] |= 1 << (at % 64);
+        self.summary |= 1 << (at / 64 / Self::GROUP);
+    }
+
+    fn clear(&mut self, at: usize) {
+        self.words[at / 64] &= !(1 << (at % 64));
+    }
+
+    /// Hands each set bit to `each` and clears it.
+    fn drain(&mut self, mut each: impl FnMut(usize)) {
+        let mut groups = std::mem::take(&mut self.summary);
+        while groups != 0 {
+            let first = groups.trailing_zeros() as usize * Self::GROUP;
+            groups &= groups - 1;
+            let words = &mut self.words[first..WORDS.min(first + Self::GROUP)];
+            for (index, word) in (first..).zip(words) {
+                let mut left = std::mem::take(word);
+                while left != 0 {
+                    each(index * 64 + left.trailing_zeros() as usize);
+                    left &= left - 1;
+                }
+            }
+        }
+    }
+}
+
+/// Bits for the entries of three tables, one for each view.
 ///
 /// At most one of an entry's two bits is set.
 #[derive(Clone, Debug)]
 pub(crate) struct Filled<const WORDS: usize> {
-    local: [[u64; WORDS]; 3],
-    global: [[u64; WORDS]; 3],
+    local: [Bits<WORDS>; 3],
+    global: [Bits<WORDS>; 3],
 }
 
 impl<const WORDS: usize> Default for Filled<WORDS> {
     fn default() -> Self {
         Self {
-            local: [[0; WORDS]; 3],
-            global: [[0; WORDS]; 3],
+            local: [Bits::EMPTY; 3],
+            global: [Bits::EMPTY; 3],
         }
     }
 }
 
 /// Hands each set bit to `each` and clears it.
-fn drain<const WORDS: usize>(bits: &mut [[u64; WORDS]; 3], mut each: impl FnMut(View, usize)) {
-    for (view, words) in View::ALL.into_iter().zip(bits) {
-        for (index, word) in words.iter_mut().enumerate() {
-            let mut left = std::mem::take(word);
-            while left != 0 {
-                each(view, index * 64 + left.trailing_zeros() as usize);
-                left &= left - 1;
-            }
-        }
+fn drain<const WORDS: usize>(bits: &mut [Bits<WORDS>; 3], mut each: impl FnMut(View, usize)) {
+    for (view, bits) in View::ALL.into_iter().zip(bits) {
+        bits.drain(|at| each(view, at));
     }
 }
 
 impl<const WORDS: usize> Filled<WORDS> {
     /// An entry was made.
     pub(crate) fn mark(&mut self, view: View, at: usize, scope: Scope) {
-        let (word, bit) = (at / 64, 1 << (at % 64));
         let (set, clear) = match scope {
             Scope::Local => (&mut self.local, &mut self.global),
             Scope::Global => (&mut self.global, &mut self.local),
         };
-        set[view as usize][word] |= bit;
-        clear[view as usize][word] &= !bit;
+        set[view as usize].set(at);
+        clear[view as usize].clear(at);
     }
 
     /// Hands out the entries of the present address space; they count as empty from then on.
@@ -66,6 +105,12 @@ impl<const WORDS: usize> Filled<WORDS> {
     pub(crate) fn drain_all(&mut self, mut each: impl FnMut(View, usize)) {
         drain(&mut self.local, &mut each);
         drain(&mut self.global, each);
+    }
+
+    /// The same for all entries of one view.
+    pub(crate) fn drain_of(&mut self, view: View, mut each: impl FnMut(usize)) {
+        self.local[view as usize].drain(&mut each);
+        self.global[view as usize].drain(each);
     }
 
     /// All entries, which stay.
@@ -92,6 +137,23 @@ mod tests {
         filled.for_each(|view, at| all.push((view, at)));
         filled.drain_all(|view, at| all.push((view, at)));
         assert_eq!(all, [(View::User, 5), (View::User, 5)]);
+        filled.for_each(|_, _| panic!("empty"));
+    }
+
+    #[test]
+    fn every_entry_of_a_large_table_is_found() {
+        let mut filled = Filled::<200>::default();
+        let entries: Vec<_> = (0..200 * 64).step_by(61).collect();
+        for &at in &entries {
+            filled.mark(View::SupervisorAcSet, at, Scope::Global);
+        }
+        let mut seen = Vec::new();
+        filled.drain_all(|view, at| seen.push((view, at)));
+        let expected: Vec<_> = entries
+            .iter()
+            .map(|at| (View::SupervisorAcSet, *at))
+            .collect();
+        assert_eq!(seen, expected);
         filled.for_each(|_, _| panic!("empty"));
     }
 }

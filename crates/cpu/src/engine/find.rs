@@ -84,8 +84,7 @@ impl Vcpu {
         };
         if self.contexts[view as usize] != context {
             self.contexts[view as usize] = context;
-            self.forget_pages();
-            self.forget_jumps_of(view);
+            self.view().tlb().flush_code_of(view);
         }
     }
 

@@ -7,8 +7,10 @@
 //!
 //! Invariants: a block stands in one slot, at most once ([`Chains`] knows which do), and the jump
 //! behind its check leads to the block that was put there before it. A block that is void stays: the
-//! number of its page is never in the instruction TLB again. So does the entry of a block to which a
-//! call was found later to return: the call's landing (`translate::calls`) is put in front of it.
+//! number of its page is never in the instruction TLB again. So does one that was made for another mode
+//! of the same view: the number of its page is in the instruction TLB in that mode only. And so does
+//! the entry of a block to which a call was found later to return: the call's landing
+//! (`translate::calls`) is put in front of it.
 
 use std::collections::HashMap;
 
@@ -40,15 +42,11 @@ fn slot(rip: u64) -> usize {
 impl Vcpu {
     /// Empties the tables of indirect jumps.
     pub(super) fn forget_jumps(&mut self) {
-        for view in View::ALL {
-            self.forget_jumps_of(view);
-        }
-    }
-
-    pub(super) fn forget_jumps_of(&mut self, view: View) {
         let stub = self.cache.base() + u64::from(self.indirect_stub);
-        self.frame_mut().jumps[view as usize].fill(stub);
-        self.chains.clear(view);
+        for view in View::ALL {
+            self.frame_mut().jumps[view as usize].fill(stub);
+            self.chains.clear(view);
+        }
     }
 
     /// The entry of a block for indirect jumps, with the target in `T0`.

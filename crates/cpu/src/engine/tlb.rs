@@ -280,6 +280,15 @@ impl Tlb<'_> {
         self.book.aside.retain(|space| space.cr3 & CR3_PCID != pcid);
     }
 
+    /// Drops what the instruction TLB holds for one view, and what was put aside of it.
+    pub(crate) fn flush_code_of(&mut self, view: View) {
+        let code = &mut self.code[view as usize];
+        self.book.code.drain_of(view, |at| code[at] = 0);
+        for space in &mut self.book.aside {
+            space.code.retain(|entry| entry.view != view);
+        }
+    }
+
     /// Drops all that the instruction TLB holds, and what was put aside of it.
     pub(crate) fn flush_code(&mut self) {
         let code = &mut *self.code;
