@@ -24,8 +24,11 @@
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
+use x86::xstate;
+
 use super::frame::{BIAS, Frame, X87};
 use crate::CpuState;
+use crate::fpu::FPU_STATE_SIZE;
 
 const GPR: usize = offset_of!(Frame, state) + offset_of!(CpuState, gpr);
 
@@ -152,37 +155,53 @@ pub(crate) unsafe extern "sysv64" fn leave() {
 pub(crate) fn load_fpu(frame: &mut Frame) {
     let bv = frame.fpu.xstate_bv();
     frame.guest_mxcsr = frame.fpu.mxcsr() & host_mxcsr_mask();
-    let image = *frame.fpu.image();
-    for (index, vector) in frame.vectors.iter_mut().enumerate() {
-        vector.fill(0);
-        if bv & 2 != 0 {
-            vector[..16].copy_from_slice(&image[160 + 16 * index..][..16]);
-        }
-        if bv & 4 != 0 {
-            vector[16..].copy_from_slice(&image[576 + 16 * index..][..16]);
-        }
-    }
+    load_vectors(&mut frame.vectors, frame.fpu.image(), bv);
     frame.x87 = X87::default();
     if bv & 1 != 0 {
         frame.x87.pointers = frame.fpu.pointers();
     }
-    let host_image = frame.fpu.bytes_mut();
-    host_image[512..576].fill(0);
-    host_image[512] = (bv & 1) as u8;
-    // The host's pointers mean nothing: they would be those of translated code.
-    host_image[6..24].fill(0);
-    // SAFETY: the image is 64-byte aligned and its header valid for the standard format; x87 state
+    load_x87(frame.fpu.image(), bv);
+}
+
+/// Vector registers out of an image.
+fn load_vectors(vectors: &mut [[u8; 32]; 16], image: &[u8; FPU_STATE_SIZE], bv: u64) {
+    for (index, vector) in vectors.iter_mut().enumerate() {
+        let (low, high) = vector.split_at_mut(16);
+        let part = |present: bool, at: usize, part: &mut [u8]| {
+            if present {
+                part.copy_from_slice(&image[at + 16 * index..][..16]);
+            } else {
+                part.fill(0);
+            }
+        };
+        part(bv & xstate::SSE != 0, xstate::XMM_OFFSET, low);
+        part(bv & xstate::AVX != 0, xstate::AVX_OFFSET, high);
+    }
+}
+
+/// What `XRSTOR` reads of an area, of x87 state alone.
+#[repr(C, align(64))]
+struct X87Area([u8; xstate::LEGACY_SIZE + xstate::HEADER_SIZE]);
+
+/// x87 registers out of an image. The host's pointers mean nothing: they would be those of translated
+/// code.
+fn load_x87(image: &[u8; FPU_STATE_SIZE], bv: u64) {
+    let mut area = X87Area([0; _]);
+    let bytes = &mut area.0;
+    bytes[..6].copy_from_slice(&image[..6]);
+    bytes[32..xstate::XMM_OFFSET].copy_from_slice(&image[32..xstate::XMM_OFFSET]);
+    bytes[xstate::XSTATE_BV_OFFSET] = (bv & xstate::X87) as u8;
+    // SAFETY: the area is 64-byte aligned and its header valid for the standard format; x87 state
     // is the caller's to lose between two function calls (the ABI has it empty), and its control
     // word was kept by `save_host_fpu`.
     unsafe {
         asm!(
-            "xrstor [{image}]",
-            image = in(reg) frame.fpu.image().as_ptr(),
+            "xrstor [{area}]",
+            area = in(reg) area.0.as_ptr(),
             in("eax") 1, in("edx") 0,
-            options(nostack)
+            options(nostack, readonly)
         );
     }
-    frame.fpu.bytes_mut()[..576].copy_from_slice(&image[..576]);
 }
 
 /// Brings the guest's vector and x87 registers into the image, and leaves x87 as they are.

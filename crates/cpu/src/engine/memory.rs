@@ -447,6 +447,10 @@ impl LinearMemory for MemoryView<'_> {
     }
 
     fn check_write(&mut self, gva: Gva, len: usize, privilege: Privilege) -> Result<(), Abort> {
+        let view = view_of(privilege);
+        if self.tlb().find(view, gva, len as u64, true).is_some() {
+            return Ok(());
+        }
         self.memory
             .writable(gva, len, mmu_privilege(privilege))
             .map(|_| ())

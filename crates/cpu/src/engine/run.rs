@@ -10,7 +10,7 @@ use super::enter;
 use super::signals::{Running, set_running};
 use super::sites::Then;
 use super::vcpu::Vcpu;
-use crate::system::{self, Abort, Effects, Event};
+use crate::system::{self, Abort, Boundary, Effects, Event};
 use crate::translate::Mode;
 use crate::{Exception, Exit, Handled, Platform};
 
@@ -81,7 +81,9 @@ impl Vcpu {
         self.flags_out();
         self.take_shadow();
         let mut pending = std::mem::take(&mut self.pending);
-        system::settle_shadow(&mut self.frame_mut().state, &mut pending);
+        let state = &mut self.frame_mut().state;
+        system::settle_shadow(state, &mut pending);
+        system::bring_rf_back(state, pending.resumes.take());
         self.pending = pending;
     }
 
@@ -112,7 +114,13 @@ impl Vcpu {
             .union(Effects::FPU)
             .union(Effects::ACCESS_RIGHTS)
             .union(Effects::DELIVERED);
-        if effects.intersects(Effects::EVENTS | Effects::DEBUG) {
+        // A handler begins with fewer interrupts allowed than before, and without TF and RF.
+        let due = if effects.contains(Effects::DELIVERED) {
+            self.has_more_events()
+        } else {
+            effects.contains(Effects::DEBUG)
+        };
+        if due || effects.contains(Effects::EVENTS) {
             self.boundary_due = true;
         }
         if effects.contains(Effects::INTERRUPTS) && self.frame().fast.waits != 0 {
@@ -207,13 +215,31 @@ impl Vcpu {
     fn boundary(&mut self, platform: &mut dyn Platform) -> Result<(), Abort> {
         self.boundary_due = false;
         self.effects = Effects::empty();
+        let resumes = self.pending.resumes.take();
+        system::bring_rf_back(&mut self.frame_mut().state, resumes);
         let result = self.with_context(platform, system::boundary);
-        if result.is_err() {
-            self.boundary_due = true;
-        } else {
-            self.frame_mut().fast.waits = u32::from(self.event_waits(platform));
+        match &result {
+            Err(_) => self.boundary_due = true,
+            Ok(found) => {
+                self.frame_mut().fast.waits = u32::from(self.event_waits(platform));
+                if *found == Boundary::Delivered && !self.effects.contains(Effects::EVENTS) {
+                    self.boundary_due =
+                        self.state().rflags & rflags::IF != 0 || self.has_more_traps();
+                }
+            }
         }
         result.map(|_| ())
+    }
+
+    /// Lets what follows run at full speed although RF is set, if that is all the same; whether it does.
+    pub(super) fn put_rf_aside(&mut self) -> bool {
+        if self.state().rflags & rflags::RF == 0 {
+            return false;
+        }
+        let guest_debug = self.guest_debug;
+        let resumes = system::put_rf_aside(&mut self.frame_mut().state, &guest_debug);
+        self.pending.resumes = resumes.or(self.pending.resumes);
+        resumes.is_some()
     }
 
     /// Whether something is to be delivered as soon as interrupts are allowed. Right behind a look at
@@ -241,9 +267,12 @@ impl Vcpu {
     }
 
     fn has_more_events(&self) -> bool {
-        let frame = self.frame();
-        frame.fast.waits != 0
-            || frame.state.events.nmi_pending > 0
+        self.frame().fast.waits != 0 || self.has_more_traps()
+    }
+
+    /// Whether something that IF doesn't hold back may be due.
+    fn has_more_traps(&self) -> bool {
+        self.frame().state.events.nmi_pending > 0
             || self.pending.debug != 0
             || self.guest_debug.enabled
     }
@@ -252,6 +281,7 @@ impl Vcpu {
         self.take_shadow();
         self.flags_out();
         self.flags_in();
+        self.put_rf_aside();
         if system::must_step(self.state(), &self.pending, &self.guest_debug) {
             self.extra = Mode::STEP;
             let result = self.one(platform);

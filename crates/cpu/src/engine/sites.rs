@@ -12,7 +12,7 @@ use super::segments::{bad_address, checked, is_canonical, segment};
 use super::tlb::{FRESH_RUN, LONGEST_RUN};
 use super::vcpu::{BlockLength, Vcpu};
 use crate::state::gpr::{RCX, RDI, RSI, RSP};
-use crate::system::{self, Abort, Next};
+use crate::system::{self, Abort, FpuUse, Next};
 use crate::translate::{Access, Branch, By, LoopMiss, Reason, STREAMS, Site, Use};
 use crate::{Exception, HostFault, Platform};
 
@@ -356,13 +356,14 @@ impl Vcpu {
         resume: u32,
         platform: &mut dyn Platform,
     ) -> Result<Then, Abort> {
-        let before = self.context;
+        let (before, due) = (self.context, self.boundary_due);
         let state = (self.generation, self.seen_voids);
-        if system::asks_platform(instruction) {
+        let asks = system::asks_platform(instruction);
+        if asks {
             self.suspect_events();
         }
-        let fpu = system::uses_fpu(instruction);
-        if fpu {
+        let fpu = system::fpu_use(instruction);
+        if fpu != FpuUse::None {
             self.fpu_out();
         }
         self.memory.mmio.begin();
@@ -370,14 +371,17 @@ impl Vcpu {
             self.effects = system::Effects::empty();
         }
         let next = self.with_context(platform, |ctx| system::execute(ctx, instruction));
-        if fpu {
+        if fpu == FpuUse::Changed {
             self.fpu_in();
         }
-        if system::asks_platform(instruction) {
+        if asks {
             self.refresh_fast();
         }
         let next = next?;
         self.memory.mmio.end();
+        if self.effects.contains(system::Effects::RF_LOADED) && self.may_chain() {
+            self.resume_lazily(due);
+        }
         if self.must_look_around() {
             return Ok(match next {
                 Next::Sequential | Next::Jump => Then::Done,
@@ -405,6 +409,15 @@ impl Vcpu {
                 Then::Retry
             }
         })
+    }
+
+    /// `IRET` has loaded RF: looked at by nobody, it is no reason to look around.
+    fn resume_lazily(&mut self, due: bool) {
+        use system::Effects;
+        if self.put_rf_aside() && !self.effects.contains(Effects::EVENTS) {
+            let waits = self.frame().fast.waits != 0;
+            self.boundary_due = due || waits && self.effects.contains(Effects::INTERRUPTS);
+        }
     }
 
     /// Whether the loop around translated code has something to do before guest code may go on.

@@ -13,36 +13,31 @@ pub fn is_system(instruction: &Instruction) -> bool {
     }
 }
 
-/// Whether [`super::Context::fpu`] must be up to date before, and taken over after, this instruction.
-pub fn uses_fpu(instruction: &Instruction) -> bool {
+/// What an instruction does with [`super::Context::fpu`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FpuUse {
+    /// Nothing.
+    None,
+    /// It must be up to date before the instruction.
+    Read,
+    /// And is to be taken over after it.
+    Changed,
+}
+
+/// What this system instruction does with [`super::Context::fpu`].
+pub fn fpu_use(instruction: &Instruction) -> FpuUse {
     use Mnemonic::{
         Fldenv, Fnsave, Fnstenv, Frstor, Fxrstor, Fxrstor64, Fxsave, Fxsave64, Xrstor, Xrstor64,
         Xrstors, Xrstors64, Xsave, Xsave64, Xsavec, Xsavec64, Xsaveopt, Xsaveopt64, Xsaves,
         Xsaves64,
     };
-    matches!(
-        instruction.mnemonic(),
-        Xsave
-            | Xsave64
-            | Xsaveopt
-            | Xsaveopt64
-            | Xsavec
-            | Xsavec64
-            | Xsaves
-            | Xsaves64
-            | Xrstor
-            | Xrstor64
-            | Xrstors
-            | Xrstors64
-            | Fnstenv
-            | Fnsave
-            | Fldenv
-            | Frstor
-            | Fxsave
-            | Fxsave64
-            | Fxrstor
-            | Fxrstor64
-    )
+    match instruction.mnemonic() {
+        Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xsaves | Xsaves64
+        | Fxsave | Fxsave64 => FpuUse::Read,
+        Xrstor | Xrstor64 | Xrstors | Xrstors64 | Fxrstor | Fxrstor64 | Fnstenv | Fnsave
+        | Fldenv | Frstor => FpuUse::Changed,
+        _ => FpuUse::None,
+    }
 }
 
 /// Whether the machine around the CPU may have more for it after this instruction than before.

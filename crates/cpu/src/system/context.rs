@@ -99,6 +99,9 @@ pub struct Pending {
     pub exit: PendingExit,
     /// Where an `STI` shadow that nobody waits for ends; see [`super::must_step`].
     pub lazy_shadow: Option<LazyShadow>,
+    /// RIP of the instruction for which RF is set, while nothing looks at RF; see
+    /// [`super::put_rf_aside`].
+    pub resumes: Option<u64>,
     /// An answer has ended an instruction outside of a run: a step for a monitor that steps.
     pub retired: bool,
 }
@@ -107,7 +110,7 @@ pub struct Pending {
 pub struct Context<'a> {
     /// The architectural state.
     pub state: &'a mut CpuState,
-    /// Vector and floating-point registers; valid where [`super::uses_fpu`] holds.
+    /// Vector and floating-point registers; valid where [`super::fpu_use`] says so.
     pub fpu: &'a mut FpuState,
     /// Memory by linear address.
     pub memory: &'a mut dyn LinearMemory,

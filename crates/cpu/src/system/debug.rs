@@ -84,6 +84,11 @@ pub(super) fn watched_ranges(
     })
 }
 
+/// Whether any breakpoint or watchpoint is on.
+pub(super) fn has_breakpoints(state: &CpuState, guest_debug: &GuestDebug) -> bool {
+    registers(state, guest_debug).1 & DR7_ENABLE_ALL != 0
+}
+
 /// Whether any instruction breakpoint is enabled.
 pub(super) fn has_instruction_breakpoints(state: &CpuState, guest_debug: &GuestDebug) -> bool {
     let (_, dr7) = registers(state, guest_debug);

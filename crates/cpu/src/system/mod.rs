@@ -17,7 +17,7 @@
 //!
 //! All state is in [`crate::CpuState`] when anything here is called: general registers, RIP of the
 //! instruction (its start), all of RFLAGS. [`Context::fpu`] need be up to date only where
-//! [`uses_fpu`] says so.
+//! [`fpu_use`] says so.
 //!
 //! * [`execute`] runs one instruction for which [`is_system`] holds. On `Ok` RIP is past it or where
 //!   it leads; on `Err` the state is as before the instruction (but for what the architecture itself
@@ -66,7 +66,7 @@ mod watch;
 mod x87;
 mod xsave;
 
-pub use classify::{asks_platform, is_system, uses_fpu};
+pub use classify::{FpuUse, asks_platform, fpu_use, is_system};
 pub use context::{Context, Effects, GuestDebug, LazyShadow, Next, Pending};
 pub use deliver::{Event, deliver};
 pub use dispatch::execute;
@@ -75,7 +75,9 @@ pub use memory::{Flush, LinearMemory, Privilege};
 pub use modes::Mode;
 pub use offer::{Instructions, Offer, Vendor};
 pub use pending::{Completion, PendingExit, complete_hypercall, complete_io, complete_msr};
-pub use step::{Step, begin_instruction, end_instruction, must_step, settle_shadow};
+pub use step::{
+    Step, begin_instruction, bring_rf_back, end_instruction, must_step, put_rf_aside, settle_shadow,
+};
 pub(crate) use syscall::{SYSRET_FLAGS, syscall_segments};
 
 use crate::{Exception, Exit, HostFault};

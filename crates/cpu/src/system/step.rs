@@ -4,7 +4,7 @@
 use x86::debug::DR6_BS;
 use x86::rflags;
 
-use super::debug::has_instruction_breakpoints;
+use super::debug::{has_breakpoints, has_instruction_breakpoints};
 use super::fault::debug;
 use super::watch::has_data_breakpoints;
 use super::{Abort, Context, Effects, GuestDebug, Pending};
@@ -32,6 +32,31 @@ pub fn must_step(state: &CpuState, pending: &Pending, guest_debug: &GuestDebug) 
         || guest_debug.enabled && guest_debug.single_step
         || has_instruction_breakpoints(state, guest_debug)
         || has_data_breakpoints(state, guest_debug)
+}
+
+/// Takes RF out of RFLAGS where the next instruction needn't run alone for it; the instruction's RIP.
+///
+/// Every handler of a fault returns with RF set, and without breakpoints it shows in one place only:
+/// the flags that an event pushes which comes before the instruction is over. So it is kept by where
+/// it counts, and [`bring_rf_back`] puts it back for who looks. Where the instruction is part of a
+/// loop the flags may have it once more than on a CPU, when an interrupt comes there; nothing follows
+/// from that.
+pub fn put_rf_aside(state: &mut CpuState, guest_debug: &GuestDebug) -> Option<u64> {
+    let needed = guest_debug.enabled
+        || state.rflags & rflags::TF != 0
+        || has_breakpoints(state, guest_debug);
+    if state.rflags & rflags::RF == 0 || needed {
+        return None;
+    }
+    state.rflags &= !rflags::RF;
+    Some(state.rip)
+}
+
+/// Undoes [`put_rf_aside`] if RIP is where it was: before anybody looks at RFLAGS.
+pub fn bring_rf_back(state: &mut CpuState, resumes: Option<u64>) {
+    if resumes == Some(state.rip) {
+        state.rflags |= rflags::RF;
+    }
 }
 
 /// Before an instruction that runs alone: instruction breakpoints.
