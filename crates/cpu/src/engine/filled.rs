@@ -113,6 +113,25 @@ impl<const WORDS: usize> Filled<WORDS> {
         self.global[view as usize].drain(each);
     }
 
+    /// Some entries that stand side by side, which stay. Both numbers are multiples of 64.
+    pub(crate) fn for_each_in(
+        &self,
+        start: usize,
+        count: usize,
+        mut each: impl FnMut(View, usize),
+    ) {
+        for view in View::ALL {
+            let tables = [&self.local, &self.global].map(|bits| &bits[view as usize].words);
+            for index in start / 64..(start + count) / 64 {
+                let mut left = tables[0][index] | tables[1][index];
+                while left != 0 {
+                    each(view, index * 64 + left.trailing_zeros() as usize);
+                    left &= left - 1;
+                }
+            }
+        }
+    }
+
     /// All entries, which stay.
     pub(crate) fn for_each(&self, mut each: impl FnMut(View, usize)) {
         drain(&mut self.local.clone(), &mut each);

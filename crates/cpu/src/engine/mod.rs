@@ -14,6 +14,7 @@ pub(crate) mod frame;
 mod inspect;
 mod jumps;
 mod kick;
+mod large;
 mod masked;
 mod memory;
 mod mmio;

@@ -2,8 +2,8 @@
 //!
 //! The first level is what translated code looks into: the inline TLB for data, the instruction TLB
 //! for the identity of code pages. It holds 4 KiB pages; where the guest's page is larger, `INVLPG`
-//! of any address in it must drop all of its pieces, so the range of addresses with such pieces is
-//! kept.
+//! of any address in it must drop all of its pieces, so it is kept where there may be some
+//! ([`super::large`]).
 //!
 //! It has no tags for address spaces. When the guest goes to another one, the entries that are not
 //! global are put aside under the CR3 that they belong to, PCID and all, and come back when the guest
@@ -23,6 +23,7 @@ use x86::control::CR3_PCID;
 
 use super::filled::{Filled, Scope};
 use super::frame::{InlineTlb, TLB_ENTRIES, View, XTLB_ENTRIES};
+use super::large::{Dropped, LargePages, REGION_PAGES};
 
 /// A tag that no page number cancels.
 const NEVER: u64 = 1;
@@ -58,41 +59,6 @@ pub(crate) struct Run {
     pub(crate) addend: u64,
 }
 
-/// Where pieces of large pages are in the TLB.
-#[derive(Clone, Copy, Debug)]
-struct LargePages {
-    lowest: u64,
-    highest: u64,
-}
-
-impl Default for LargePages {
-    fn default() -> Self {
-        Self {
-            lowest: u64::MAX,
-            highest: 0,
-        }
-    }
-}
-
-impl LargePages {
-    fn add(&mut self, gva: Gva, size: PageSize) {
-        if size != PageSize::Size4K {
-            let start = gva.align_down(size).raw();
-            self.lowest = self.lowest.min(start);
-            self.highest = self.highest.max(start + size.offset_mask());
-        }
-    }
-
-    fn join(&mut self, other: Self) {
-        self.lowest = self.lowest.min(other.lowest);
-        self.highest = self.highest.max(other.highest);
-    }
-
-    fn contains(&self, gva: Gva) -> bool {
-        (self.lowest..=self.highest).contains(&gva.raw())
-    }
-}
-
 /// An entry of the inline TLB that was put aside.
 #[derive(Clone, Copy, Debug)]
 struct DataEntry {
@@ -117,7 +83,6 @@ struct Space {
     cr3: u64,
     data: Vec<DataEntry>,
     code: Vec<CodeEntry>,
-    large: LargePages,
 }
 
 /// What is known of the TLBs besides their arrays.
@@ -232,6 +197,7 @@ impl Tlb<'_> {
     pub(crate) fn flush(&mut self) {
         self.flush_present();
         self.book.aside.clear();
+        self.book.large.clear();
     }
 
     fn flush_present(&mut self) {
@@ -243,7 +209,6 @@ impl Tlb<'_> {
         self.book
             .code
             .drain_all(|view, at| code[view as usize][at] = 0);
-        self.book.large = LargePages::default();
     }
 
     /// Drops all entries, whatever the book says.
@@ -313,10 +278,37 @@ impl Tlb<'_> {
 
     /// Drops the page that holds `gva`, of the present address space or global.
     pub(crate) fn flush_page(&mut self, gva: Gva) {
-        if self.book.large.contains(gva) {
-            self.flush_present();
-            return;
+        match self.book.large.dropped_with(gva) {
+            Dropped::Page => self.flush_piece(gva),
+            Dropped::Regions(regions) => {
+                for region in regions {
+                    self.flush_region(region);
+                }
+            }
+            Dropped::All => self.flush_present(),
         }
+    }
+
+    /// Drops what has the number of a region of 2 MiB.
+    fn flush_region(&mut self, region: u64) {
+        let (data, book) = (&mut *self.data, &self.book.data);
+        let first = region * REGION_PAGES;
+        let start = first as usize % TLB_ENTRIES;
+        let is_in = |tag: u64| tag.wrapping_neg() / REGION_PAGES == region;
+        book.for_each_in(start, REGION_PAGES as usize, |view, at| {
+            let tlb = &mut data[view as usize];
+            if is_in(tlb.read[at]) || is_in(tlb.write[at]) {
+                tlb.read[at] = NEVER;
+                tlb.write[at] = NEVER;
+            }
+        });
+        let start = first as usize % XTLB_ENTRIES;
+        for code in self.code.iter_mut() {
+            code[start..start + REGION_PAGES as usize].fill(0);
+        }
+    }
+
+    fn flush_piece(&mut self, gva: Gva) {
         let at = data_index(gva.frame());
         for tlb in self.data.iter_mut() {
             tlb.read[at] = NEVER;
@@ -341,7 +333,6 @@ impl Tlb<'_> {
     fn put_aside(&mut self, cr3: u64) {
         let mut space = std::mem::take(&mut self.book.spare);
         space.cr3 = cr3;
-        space.large = self.book.large;
         space.data.clear();
         space.code.clear();
         let (data, code) = (&mut *self.data, &mut *self.code);
@@ -379,7 +370,6 @@ impl Tlb<'_> {
     }
 
     fn bring_back(&mut self, space: &Space) {
-        self.book.large.join(space.large);
         for entry in &space.data {
             let (tlb, at) = (&mut self.data[entry.view as usize], usize::from(entry.at));
             self.book.data.mark(entry.view, at, Scope::Local);

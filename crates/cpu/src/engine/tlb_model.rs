@@ -189,3 +189,42 @@ fn an_address_space_finds_its_entries_again() {
     assert_eq!(tlb.find(View::User, own, 8, true), Some(Hva::new(0x9000)));
     assert_eq!(tlb.code[View::User as usize][5], 7);
 }
+
+#[test]
+fn a_large_page_goes_with_all_of_its_pieces() {
+    let (mut data, mut code) = empty();
+    let mut book = TlbBook::default();
+    let mut tlb = Tlb {
+        data: &mut data,
+        code: &mut code,
+        book: &mut book,
+    };
+    let rights = Rights {
+        read: true,
+        write: false,
+    };
+    let extent = |size, scope| Extent { size, scope };
+    let small = extent(PageSize::Size4K, Scope::Local);
+    let large = extent(PageSize::Size2M, Scope::Global);
+    let begin = 0xffff_8880_0020_0000;
+    let pieces = [0, 0x7000, 0x1f_f000].map(|offset| Gva::new(begin + offset));
+    let outside = [0x1f_f000, 0x40_0000].map(|low| Gva::new(0xffff_8880_0000_0000 + low));
+    // It stands among their entries.
+    let above = Gva::new(begin + 0x8000 + (TLB_ENTRIES as u64) * 4096);
+    for gva in pieces {
+        tlb.fill(View::Supervisor, gva, Hva::new(0x7000), large, rights);
+        tlb.fill_code(View::Supervisor, gva, 3, large);
+    }
+    for gva in outside.into_iter().chain([above]) {
+        tlb.fill(View::Supervisor, gva, Hva::new(0x9000), small, rights);
+    }
+    tlb.flush_page(Gva::new(begin + 0x12_3456));
+    for gva in pieces {
+        assert_eq!(tlb.find(View::Supervisor, gva, 8, false), None);
+        let at = super::tlb::code_index(gva.frame());
+        assert_eq!(tlb.code[View::Supervisor as usize][at], 0);
+    }
+    for gva in outside.into_iter().chain([above]) {
+        assert!(tlb.find(View::Supervisor, gva, 8, false).is_some());
+    }
+}
