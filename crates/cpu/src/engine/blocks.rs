@@ -197,9 +197,9 @@ impl Blocks {
         number
     }
 
-    /// Takes the pages on this host page out of all tables; the blocks that were on them.
-    pub(crate) fn remove_host_page(&mut self, host: Hfn) -> Vec<u32> {
-        let mut removed = Vec::new();
+    /// Takes the pages on this host page out of all tables; what was removed.
+    pub(crate) fn remove_host_page(&mut self, host: Hfn) -> Removed {
+        let mut removed = Removed::default();
         for id in self.by_host.remove(&host).unwrap_or_default() {
             let Some(page) = self.pages.get_mut(id as usize - 1) else {
                 continue;
@@ -214,7 +214,8 @@ impl Blocks {
                 let offset = block.offset(&self.pages[block.page as usize - 1]);
                 self.by_place.remove(&(block.page, offset));
             }
-            removed.extend(blocks);
+            removed.blocks.extend(blocks);
+            removed.pages.push((key.gvn, id));
         }
         removed
     }
@@ -230,6 +231,15 @@ impl Blocks {
         let next = self.blocks.partition_point(|b| b.plain <= offset);
         self.blocks[..next].last().filter(|b| offset < b.end)
     }
+}
+
+/// What a page of the host has no more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Removed {
+    /// Numbers of blocks.
+    pub(crate) blocks: Vec<u32>,
+    /// The guest's pages that lay there, and their numbers.
+    pub(crate) pages: Vec<(Gvn, u32)>,
 }
 
 /// The check of a page.

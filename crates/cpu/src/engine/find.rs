@@ -206,7 +206,9 @@ impl Vcpu {
             return;
         }
         for host in voided {
-            for number in self.blocks.remove_host_page(host) {
+            let removed = self.blocks.remove_host_page(host);
+            self.view().tlb().forget_code(&removed.pages);
+            for number in removed.blocks {
                 if !self.cache.has_room(MAX_BLOCK_BYTES) {
                     self.make_room();
                     return;
@@ -214,7 +216,6 @@ impl Vcpu {
                 self.void_block(number);
             }
         }
-        self.forget_pages();
     }
 
     /// Makes a block's entries lead out, and then to the block that takes its place.

@@ -245,6 +245,25 @@ impl Tlb<'_> {
         self.book.aside.retain(|space| space.cr3 & CR3_PCID != pcid);
     }
 
+    /// Drops pages of code that are no more, here and of what was put aside.
+    pub(crate) fn forget_code(&mut self, pages: &[(Gvn, u32)]) {
+        for (page, id) in pages {
+            for code in self.code.iter_mut() {
+                let entry = &mut code[code_index(*page)];
+                if entry == id {
+                    *entry = 0;
+                }
+            }
+        }
+        if pages.is_empty() {
+            return;
+        }
+        let is_gone = |entry: &CodeEntry| pages.iter().any(|(_, id)| *id == entry.id);
+        for space in &mut self.book.aside {
+            space.code.retain(|entry| !is_gone(entry));
+        }
+    }
+
     /// Drops what the instruction TLB holds for one view, and what was put aside of it.
     pub(crate) fn flush_code_of(&mut self, view: View) {
         let code = &mut self.code[view as usize];
