@@ -120,10 +120,12 @@ impl<const WORDS: usize> Filled<WORDS> {
         count: usize,
         mut each: impl FnMut(View, usize),
     ) {
+        let words = start / 64..(start + count) / 64;
         for view in View::ALL {
-            let tables = [&self.local, &self.global].map(|bits| &bits[view as usize].words);
-            for index in start / 64..(start + count) / 64 {
-                let mut left = tables[0][index] | tables[1][index];
+            let [local, global] = [&self.local, &self.global]
+                .map(|bits| bits[view as usize].words[words.clone()].iter());
+            for (index, (local, global)) in words.clone().zip(local.zip(global)) {
+                let mut left = local | global;
                 while left != 0 {
                     each(view, index * 64 + left.trailing_zeros() as usize);
                     left &= left - 1;
