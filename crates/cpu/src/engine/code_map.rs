@@ -88,6 +88,12 @@ impl CodeMap {
         self.lock().pages.get(&page).is_none_or(|bits| *bits == 0)
     }
 
+    /// Which of these pages hold no translated code.
+    pub(crate) fn are_clear<const N: usize>(&self, pages: [Hfn; N]) -> [bool; N] {
+        let inner = self.lock();
+        pages.map(|page| inner.pages.get(&page).is_none_or(|bits| *bits == 0))
+    }
+
     /// Does a write of `len` bytes within the page at `hva`, and voids the page's translations where
     /// it touches them.
     pub(crate) fn write<E>(

@@ -369,12 +369,44 @@ impl MemoryView<'_> {
         };
         self.tlb()
             .fill(view, gva, translation.hva, extent(&translation), rights);
+        if translation.size != PageSize::Size4K {
+            self.fill_around(view, gva, &translation);
+        }
         if kind == AccessKind::Write && !clear {
             return Ok(Resolved::Bounce);
         }
         Ok(Resolved::Addend(
             translation.hva.raw().wrapping_sub(gva.raw()),
         ))
+    }
+
+    /// Fills what is free of the TLB around an address in a large page. Kernels reach all of memory by
+    /// such pages, and take new pages from it one after the other.
+    fn fill_around(&mut self, view: View, gva: Gva, translation: &mmu::Translation) {
+        const AROUND: usize = 8;
+        const BYTES: u64 = AROUND as u64 * PageSize::Size4K.bytes();
+        let offset = gva.raw() % BYTES;
+        let first = Gva::new(gva.raw() - offset);
+        let host = Hva::new(translation.hva.raw().wrapping_sub(offset));
+        let places = std::array::from_fn::<_, AROUND, _>(|page| {
+            let offset = page as u64 * PageSize::Size4K.bytes();
+            (first.wrapping_add(offset), host.wrapping_add(offset))
+        });
+        let clear = self
+            .memory
+            .code
+            .are_clear(places.map(|(_, hva)| hva.frame()));
+        let extent = extent(translation);
+        let mut tlb = self.tlb();
+        for ((gva, hva), clear) in places.into_iter().zip(clear) {
+            let rights = Rights {
+                read: translation.readable,
+                write: translation.writable && clear,
+            };
+            if tlb.is_free(view, gva) {
+                tlb.fill(view, gva, hva, extent, rights);
+            }
+        }
     }
 
     /// Fills the TLB after an access that was done without it.

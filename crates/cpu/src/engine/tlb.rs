@@ -131,6 +131,12 @@ impl Tlb<'_> {
         (rights.read || rights.write).then_some((hva, rights))
     }
 
+    /// Whether the entry for the page of `gva` stands for no page at all.
+    pub(crate) fn is_free(&self, view: View, gva: Gva) -> bool {
+        let (tlb, at) = (&self.data[view as usize], data_index(gva.frame()));
+        (tlb.read[at], tlb.write[at]) == (NEVER, NEVER)
+    }
+
     /// Makes an entry for the page of `gva`, whose byte lies at `hva`.
     pub(crate) fn fill(&mut self, view: View, gva: Gva, hva: Hva, extent: Extent, rights: Rights) {
         let tlb = &mut self.data[view as usize];
