@@ -129,8 +129,9 @@ fn a_fault_that_is_mended_costs_no_step() {
     state.gpr[4] = 0xf_0000;
     (state.gpr[1], state.gpr[6], state.gpr[7]) = (PAGES, TABLE, DATA);
     state.rip = TARGET;
-    let before = machine.vcpu.mmu().stats().engine.blocks.get();
     assert_eq!(machine.run_to_halt().gpr[3], PAGES);
-    let blocks = machine.vcpu.mmu().stats().engine.blocks.get() - before;
-    assert!(blocks < 12, "{blocks} translations");
+    // An instruction that runs alone leaves behind itself.
+    let exits = &machine.vcpu.mmu().stats().engine;
+    let left = exits.exit_link.get() + exits.exit_indirect.get() + exits.exit_stale.get();
+    assert!(left < PAGES / 2, "{exits:?}");
 }
