@@ -117,7 +117,7 @@ fn a_fault_that_is_mended_costs_no_step() {
     let mut machine = returning(WITH_RF, &code);
     machine.write_word(0x3000 + 8 * (DATA >> 21), TABLE | 7);
     for page in 0..512 {
-        machine.write_word(TABLE + 8 * page, DATA + 4096 * page | 0x66);
+        machine.write_word(TABLE + 8 * page, (DATA + 4096 * page) | 0x66);
     }
     // inc ebx; or qword [rsi], 1; add rsi, 8; add rsp, 8; iretq
     let mend = [
