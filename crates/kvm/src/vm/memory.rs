@@ -123,13 +123,24 @@ impl Vm {
     /// `KVM_GET_DIRTY_LOG` into the program's bitmap.
     pub fn get_dirty_log(&self, log: &kvm_dirty_log) -> Result<(), Errno> {
         let into = Hva::new(bitmap_of(log));
-        let done = self.shared.slots.get_dirty_log(log.slot, into);
+        let done = match &self.shared.protected {
+            Some(protected) => protected
+                .harvest(&self.shared, log.slot)
+                .and_then(|words| access::write_words(into, &words).map_err(|_| Errno::EFAULT)),
+            None => {
+                let done = self.shared.slots.get_dirty_log(log.slot, into);
+                done.map_err(|error| Errno(error.errno()))
+            }
+        };
         self.shared.refresh_stats();
-        done.map_err(|error| Errno(error.errno()))
+        done
     }
 
     /// `KVM_GET_DIRTY_LOG` for callers of the crate.
     pub fn dirty_log(&self, slot: u32) -> Result<Vec<u64>, Errno> {
+        if let Some(protected) = &self.shared.protected {
+            return protected.harvest(&self.shared, slot);
+        }
         let harvested = self.shared.slots.harvest(slot);
         harvested.map_err(|error| Errno(error.errno()))
     }
@@ -142,9 +153,15 @@ impl Vm {
             num_pages: log.num_pages,
             bitmap: Hva::new(clear_bitmap_of(log)),
         };
-        let done = self.shared.slots.clear_dirty_log(&clear);
+        let done = match &self.shared.protected {
+            Some(protected) => protected.clear(&self.shared, &clear),
+            None => {
+                let done = self.shared.slots.clear_dirty_log(&clear);
+                done.map_err(|error| Errno(error.errno()))
+            }
+        };
         self.shared.refresh_stats();
-        done.map_err(|error| Errno(error.errno()))
+        done
     }
 
     /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.

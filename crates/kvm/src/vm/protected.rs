@@ -7,8 +7,10 @@
 //! have no piece: what the guest does there leaves with `KVM_EXIT_MEMORY_FAULT`. A change of attributes
 //! replaces the pieces that it touches, all at once.
 //!
-//! A slot of one piece keeps the number that the program gave it, so its dirty log works; in one of
-//! several pieces a dirty log does not.
+//! Slots with private memory have no dirty log (`EINVAL`, as in kvm.ko 6.12); of others, the log is put
+//! together from its pieces' ([`log`]). Dirty rings name a piece, where a slot has several.
+
+mod log;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -18,6 +20,7 @@ use ::memory::slot::{FrameSet, Inside, Region, SlotId, USER_SLOTS};
 use addr::{Address, Frame, Gfn, Hva, PageSize};
 use kvm_bindings as kb;
 
+use self::log::Carried;
 use super::Shared;
 use crate::errno::Errno;
 use crate::guest_memory::GuestMemory;
@@ -50,6 +53,8 @@ struct UserSlot {
     frames: Range<u64>,
     hva: Hva,
     private: Option<Bound>,
+    /// What its dirty log holds besides its pieces' logs.
+    carried: Carried,
 }
 
 /// A slot's part of a guest memory file.
@@ -222,6 +227,7 @@ impl Protected {
             .transpose()?;
         let slot = UserSlot {
             flags: asked.flags,
+            carried: Carried::begin(vm, asked.flags, &frames),
             frames,
             hva: asked.hva,
             private,
@@ -261,14 +267,22 @@ impl State {
         private: FrameSet,
     ) -> Result<(), Errno> {
         let slots = vm.slots();
+        let logs = self.logs_of(slots, &changes.gone);
         let done = slots.replace(&changes.gone, &changes.new, private.clone());
         done.map_err(|error| Errno(error.errno()))?;
+        // Nobody marks any more: what the pieces logged is complete.
+        self.carry(&logs);
         self.pieces = pieces;
         self.private = private;
         Ok(())
     }
 
     fn delete(&mut self, vm: &Shared, number: u16) -> Result<(), Errno> {
+        self.take_away(vm, number).map(drop)
+    }
+
+    /// The slot that was deleted.
+    fn take_away(&mut self, vm: &Shared, number: u16) -> Result<UserSlot, Errno> {
         if !self.slots.contains_key(&number) {
             return Err(Errno::EINVAL);
         }
@@ -276,8 +290,7 @@ impl State {
         let mut changes = Changes::default();
         changes.take(&pieces.remove(number));
         self.apply(vm, &changes, pieces, self.private.clone())?;
-        self.slots.remove(&number);
-        Ok(())
+        self.slots.remove(&number).ok_or(Errno::EINVAL)
     }
 
     /// A new slot.
@@ -309,12 +322,20 @@ impl State {
                 let changed = vm.slots().set_region(&region(piece, asked.flags));
                 changed.map_err(|error| Errno(error.errno()))?;
             }
+            if slot.flags != asked.flags {
+                slot.carried = Carried::begin(vm, asked.flags, frames);
+            }
             slot.flags = asked.flags;
             return Ok(());
         }
-        self.delete(vm, number)?;
+        let old = self.take_away(vm, number)?;
         let slot = UserSlot {
             flags: asked.flags,
+            carried: if old.flags == asked.flags {
+                old.carried.clone()
+            } else {
+                Carried::begin(vm, asked.flags, frames)
+            },
             frames: frames.clone(),
             hva: asked.hva,
             private: None,

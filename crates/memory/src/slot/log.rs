@@ -215,7 +215,8 @@ impl Slots {
 }
 
 impl ClearLog {
-    fn fits(&self, npages: u64) -> bool {
+    /// Whether a slot of so many pages has these.
+    pub fn fits(&self, npages: u64) -> bool {
         let pages = u64::from(self.num_pages);
         npages
             .checked_sub(self.first_page)

@@ -48,6 +48,49 @@ static void set(uint64_t gpa, uint64_t attributes) {
     CHECK(ioctl(g.vm, KVM_SET_MEMORY_ATTRIBUTES, &asked) == 0);
 }
 
+// The dirty pages of slot 0, of its first 64.
+static uint64_t dirty(void) {
+    static uint64_t bitmap[SIZE / 4096 / 64];
+    struct kvm_dirty_log log = { .dirty_bitmap = bitmap };
+    CHECK(ioctl(g.vm, KVM_GET_DIRTY_LOG, &log) == 0);
+    for (size_t i = 1; i < sizeof bitmap / sizeof *bitmap; i++)
+        CHECK(bitmap[i] == 0);
+    return bitmap[0];
+}
+
+// An ordinary slot that logs, around private frames: its log is one, and a change of frames leaves it
+// alone.
+static void logs(struct kvm_userspace_memory_region *plain) {
+    const uint64_t spot = 1 << SPOT / 4096, private = KVM_MEMORY_ATTRIBUTE_PRIVATE;
+    set(SPOT, 0);
+    set(0x4000, private);
+    plain->flags = KVM_MEM_LOG_DIRTY_PAGES;
+    CHECK(ioctl(g.vm, KVM_SET_USER_MEMORY_REGION, plain) == 0);
+    set_ip(&g, 0x1000);
+    CHECK(port() + 1 == port());
+    CHECK(dirty() == spot && dirty() == 0);
+    port();
+    set(0x6000, private);
+    CHECK(dirty() == spot && dirty() == 0);
+    // The next write after a harvest is noticed.
+    port(), port();
+    CHECK(dirty() == spot && dirty() == 0);
+    port(), port();
+    set(SPOT, private);
+    CHECK(dirty() == spot && dirty() == 0);
+    set(SPOT, 0);
+    CHECK(dirty() == 0);
+    set(0x4000, 0);
+    set(0x6000, 0);
+    port(), port();
+    CHECK(dirty() == spot && dirty() == 0);
+    // No slots of the program's.
+    uint64_t word;
+    struct kvm_dirty_log none = { .dirty_bitmap = &word };
+    for (none.slot = 1; none.slot < 32764; none.slot++)
+        CHECK(ioctl(g.vm, KVM_GET_DIRTY_LOG, &none) == -1 && errno == ENOENT);
+}
+
 static void files(int fd) {
     char byte = 1;
     CHECK(read(fd, &byte, 1) == -1 && write(fd, &byte, 1) == -1);
@@ -76,6 +119,10 @@ int main(void) {
         .flags = KVM_MEM_GUEST_MEMFD, .memory_size = SIZE,
         .userspace_addr = (uintptr_t)g.memory, .guest_memfd = fd,
     };
+    // Writes to private memory are not logged.
+    region.flags |= KVM_MEM_LOG_DIRTY_PAGES;
+    CHECK(ioctl(g.vm, KVM_SET_USER_MEMORY_REGION2, &region) == -1 && errno == EINVAL);
+    region.flags = KVM_MEM_GUEST_MEMFD;
     CHECK(ioctl(g.vm, KVM_SET_USER_MEMORY_REGION2, &region) == 0);
     g.vcpu = ioctl(g.vm, KVM_CREATE_VCPU, 0);
     g.run = mmap(NULL, ioctl(g.kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -116,5 +163,6 @@ int main(void) {
     CHECK(answer == -1 && errno == EFAULT && g.run->exit_reason == KVM_EXIT_MEMORY_FAULT);
     uint64_t *fault = MEMORY_FAULT(g.run);
     CHECK(fault[0] == KVM_MEMORY_EXIT_FLAG_PRIVATE && fault[1] == SPOT && fault[2] == 4096);
+    logs(&plain);
     return 0;
 }
