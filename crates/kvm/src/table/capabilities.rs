@@ -230,7 +230,7 @@ caps! {
     KVM_CAP_PMU_EVENT_MASKED_EVENTS = NO, Absent("no PMU");
     KVM_CAP_USER_MEMORY2 = YES, Full;
     KVM_CAP_MEMORY_FAULT_INFO = YES, Full;
-    KVM_CAP_MEMORY_ATTRIBUTES = mask(kb::KVM_MEMORY_ATTRIBUTE_PRIVATE), Partial("no dirty log of a slot that has both kinds");
+    KVM_CAP_MEMORY_ATTRIBUTES = mask(kb::KVM_MEMORY_ATTRIBUTE_PRIVATE), Partial("dirty rings name pieces of a slot that private frames cut");
     KVM_CAP_GUEST_MEMFD = YES, Partial("read, write and mmap are refused with EBADF, EPERM and ENODEV");
     KVM_CAP_VM_TYPES = mask(1 << kb::KVM_X86_DEFAULT_VM | 1 << kb::KVM_X86_SW_PROTECTED_VM), Full;
     KVM_CAP_PRE_FAULT_MEMORY = YES, Full;

@@ -123,14 +123,12 @@ impl Vm {
     /// `KVM_GET_DIRTY_LOG` into the program's bitmap.
     pub fn get_dirty_log(&self, log: &kvm_dirty_log) -> Result<(), Errno> {
         let into = Hva::new(bitmap_of(log));
-        let done = match &self.shared.protected {
-            Some(protected) => protected
-                .harvest(&self.shared, log.slot)
-                .and_then(|words| access::write_words(into, &words).map_err(|_| Errno::EFAULT)),
-            None => {
-                let done = self.shared.slots.get_dirty_log(log.slot, into);
-                done.map_err(|error| Errno(error.errno()))
-            }
+        let done = if let Some(protected) = &self.shared.protected {
+            let words = protected.harvest(&self.shared, log.slot);
+            words.and_then(|words| access::write_words(into, &words).map_err(|_| Errno::EFAULT))
+        } else {
+            let done = self.shared.slots.get_dirty_log(log.slot, into);
+            done.map_err(|error| Errno(error.errno()))
         };
         self.shared.refresh_stats();
         done
@@ -153,12 +151,11 @@ impl Vm {
             num_pages: log.num_pages,
             bitmap: Hva::new(clear_bitmap_of(log)),
         };
-        let done = match &self.shared.protected {
-            Some(protected) => protected.clear(&self.shared, &clear),
-            None => {
-                let done = self.shared.slots.clear_dirty_log(&clear);
-                done.map_err(|error| Errno(error.errno()))
-            }
+        let done = if let Some(protected) = &self.shared.protected {
+            protected.clear(&self.shared, &clear)
+        } else {
+            let done = self.shared.slots.clear_dirty_log(&clear);
+            done.map_err(|error| Errno(error.errno()))
         };
         self.shared.refresh_stats();
         done

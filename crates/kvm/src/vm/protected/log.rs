@@ -121,7 +121,9 @@ impl Protected {
     pub(in crate::vm) fn clear(&self, vm: &Shared, asked: &ClearLog) -> Result<(), Errno> {
         let mut state = self.lock();
         let (slot, pieces) = state.logged(vm, asked.slot)?;
-        if asked.first_page % WORD != 0 || !asked.fits(slot.frames.end - slot.frames.start) {
+        if !asked.first_page.is_multiple_of(WORD)
+            || !asked.fits(slot.frames.end - slot.frames.start)
+        {
             return Err(Errno::EINVAL);
         }
         let mut words = vec![0; u64::from(asked.num_pages).div_ceil(WORD) as usize];
