@@ -250,7 +250,7 @@ fn a_halt_may_be_the_guests_own_affair() {
         kb::KVM_CAP_X86_DISABLE_EXITS,
         kb::KVM_X86_DISABLE_EXITS_HLT.into(),
     );
-    for _ in 0..2 {
+    let mut turns = (0..50).map(|_| {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(20));
@@ -258,8 +258,11 @@ fn a_halt_may_be_the_guests_own_affair() {
             });
             assert_eq!(guest.vcpu.run(), Err(Errno::EINTR), "no exit, and no spin");
         });
-        assert_eq!(guest.vcpu.get_regs().rip, CODE + 2, "behind the HLT");
-    }
+        guest.vcpu.get_regs().rip
+    });
+    // On a busy host the kick comes before the guest has run so far.
+    assert!(turns.any(|rip| rip == CODE + 2), "behind the HLT");
+    assert_eq!(turns.next(), Some(CODE + 2), "and there it stays");
     let runnable = kb::KVM_MP_STATE_RUNNABLE;
     assert_eq!(guest.vcpu.get_mp_state().mp_state, runnable);
     guest.vcpu.interrupt(VECTOR.into()).unwrap();
