@@ -47,6 +47,10 @@ impl Pair<'_> {
         let (mut expected, mut found) = (Vec::new(), Vec::new());
         self.native.run(&batch, &mut expected)?;
         self.subject.run(&batch, &mut found)?;
+        if !expected[0].ending.is_exception() {
+            // Not an end to compare with: made small it would be another case.
+            return Ok((Vec::new(), expected[0]));
+        }
         let differences =
             self.compare(&failure.program, &expected[0], &found[0], failure.tolerance);
         Ok((differences, expected[0]))
