@@ -23,4 +23,4 @@ pub use platform::{
     CpuidResult, DeviceInstructions, Handled, HypercallInstruction, Platform, Refusal,
 };
 pub use state::{CpuMsrs, CpuState, Events, InjectedInterrupt, Segment, Segments, TableRegister};
-pub use translate::{Branches, FlagsAtFaults};
+pub use translate::Branches;

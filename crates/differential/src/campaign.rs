@@ -8,6 +8,7 @@ use fastrand::Rng;
 use iced_x86::{Code, Register};
 
 use crate::case::{Batch, Mode, Outcome};
+use crate::compare::compare;
 use crate::generate::{Catalogue, Exclusion, Form, Tolerance, block, single, values};
 use crate::layout::DATA_BYTES;
 use crate::minimise::Pair;
@@ -167,7 +168,7 @@ fn block_batch(
         if !e.ending.is_exception() {
             continue;
         }
-        let differences = pair.compare(batch.program(index), e, f, Tolerance::default());
+        let differences = compare(e, f, Tolerance::default());
         if !differences.is_empty() {
             let sighting = Sighting {
                 batch: &batch,
@@ -245,7 +246,7 @@ impl Drawn {
             if !e.ending.is_exception() {
                 continue;
             }
-            let differences = pair.compare(self.batch.program(index), e, f, tolerance);
+            let differences = compare(e, f, tolerance);
             if !differences.is_empty() {
                 let sighting = Sighting {
                     batch: &self.batch,

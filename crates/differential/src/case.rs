@@ -293,11 +293,6 @@ pub trait Executor {
     fn name(&self) -> &'static str;
     /// Runs every case from its own initial state and appends one outcome each.
     fn run(&mut self, batch: &Batch, outcomes: &mut Vec<Outcome>) -> anyhow::Result<()>;
-    /// Whether a fault's handler finds all flags as they were, also those that the code is about to
-    /// replace ([`crate::dead_flags`]).
-    fn keeps_dead_flags(&self) -> bool {
-        true
-    }
     /// What happened besides since the last call, for the reader.
     fn remarks(&mut self) -> Vec<String> {
         Vec::new()

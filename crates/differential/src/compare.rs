@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::case::{Ending, Extended, Outcome, Program, State, selector};
-use crate::dead_flags;
+use crate::case::{Ending, Extended, Outcome, State, selector};
 use crate::generate::Tolerance;
 
 /// The names of the general registers in the encoding's order.
@@ -28,24 +27,14 @@ pub struct Difference {
 }
 
 /// What differs between two outcomes.
-pub fn compare(
-    program: &Program,
-    expected: &Outcome,
-    found: &Outcome,
-    tolerance: Tolerance,
-) -> Vec<Difference> {
+pub fn compare(expected: &Outcome, found: &Outcome, tolerance: Tolerance) -> Vec<Difference> {
     let mut list = List(Vec::new());
     list.ending(expected.ending, found.ending, tolerance);
     if !expected.ending.is_exception() || !found.ending.is_exception() {
         return list.0;
     }
     list.registers(&expected.state, &found.state, tolerance);
-    let unseen = if tolerance.dead_flags {
-        dead_flags::unseen(program, expected)
-    } else {
-        0
-    };
-    list.flags(expected.state.rflags, found.state.rflags, unseen);
+    list.flags(expected.state.rflags, found.state.rflags);
     list.extended(&expected.state.extended, &found.state.extended);
     list.memory(&expected.memory, &found.memory);
     list.0
@@ -104,8 +93,8 @@ impl List {
         }
     }
 
-    fn flags(&mut self, expected: u64, found: u64, unseen: u64) {
-        if (expected ^ found) & !unseen != 0 {
+    fn flags(&mut self, expected: u64, found: u64) {
+        if expected != found {
             self.push("rflags", flags(expected), flags(found));
         }
     }

@@ -11,7 +11,6 @@
 //! | [`native`]   | runs cases on the physical CPU, in a child process                       |
 //! | [`guest`]    | runs cases on the translating CPU, in a long-mode guest                  |
 //! | [`compare`]  | two outcomes side by side                                                |
-//! | [`dead_flags`] | the one thing that is not compared                                       |
 //! | [`steady`]   | whether a difference comes back, and if not, which side changed its mind  |
 //! | [`minimise`] | makes a failing case small                                               |
 //! | [`campaign`] | a run through the catalogue                                              |
@@ -22,7 +21,6 @@
 pub mod campaign;
 pub mod case;
 pub mod compare;
-pub mod dead_flags;
 pub mod generate;
 pub mod guest;
 pub mod hostile;

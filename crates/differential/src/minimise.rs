@@ -51,24 +51,8 @@ impl Pair<'_> {
             // Not an end to compare with: made small it would be another case.
             return Ok((Vec::new(), expected[0]));
         }
-        let differences =
-            self.compare(&failure.program, &expected[0], &found[0], failure.tolerance);
+        let differences = compare(&expected[0], &found[0], failure.tolerance);
         Ok((differences, expected[0]))
-    }
-
-    /// What differs, with what the side under test is known not to keep left out.
-    pub fn compare(
-        &self,
-        program: &Program,
-        expected: &Outcome,
-        found: &Outcome,
-        tolerance: Tolerance,
-    ) -> Vec<Difference> {
-        let tolerance = Tolerance {
-            dead_flags: !self.subject.keeps_dead_flags(),
-            ..tolerance
-        };
-        compare(program, expected, found, tolerance)
     }
 
     /// Simplifies as long as the sides differ.

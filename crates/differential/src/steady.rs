@@ -17,7 +17,7 @@
 use anyhow::Result;
 
 use crate::case::{Batch, Executor, Outcome};
-use crate::compare::Difference;
+use crate::compare::{Difference, compare};
 use crate::generate::Tolerance;
 use crate::minimise::Pair;
 
@@ -147,10 +147,7 @@ impl Sighting<'_> {
     ) -> Result<(Vec<Difference>, Vec<Difference>)> {
         let native = outcome(pair.native, batch, index)?;
         let subject = outcome(pair.subject, batch, index)?;
-        let differences = |a: &Outcome, b: &Outcome| {
-            let program = batch.program(index);
-            pair.compare(program, a, b, self.tolerance)
-        };
+        let differences = |a: &Outcome, b: &Outcome| compare(a, b, self.tolerance);
         trials.agreed += usize::from(differences(&native, &subject).is_empty());
         Ok((
             differences(self.expected, &native),

@@ -43,7 +43,7 @@ fn batch() -> Batch {
 fn time_without_a_processor_is_no_timeout() {
     register_signal_handler(SIGRTMIN(), sleep).unwrap();
     let worker = std::thread::spawn(|| {
-        let mut cpu = GuestCpu::new(Translation::Exact).unwrap();
+        let mut cpu = GuestCpu::new(Translation::Blocks).unwrap();
         let mut outcomes = Vec::new();
         while !DONE.load(Ordering::Relaxed) {
             outcomes.clear();

@@ -19,9 +19,9 @@ const EFFORT: Effort = Effort {
     progress: Progress::Quiet,
 };
 
-fn singles(mode: Mode, translation: Translation) {
+fn singles(mode: Mode) {
     let mut native = NativeCpu::new().unwrap();
-    let mut subject = GuestCpu::new(translation).unwrap();
+    let mut subject = GuestCpu::new(Translation::Blocks).unwrap();
     let mut catalogue = Catalogue::new(mode);
     let mut pair = Pair {
         native: &mut native,
@@ -29,7 +29,7 @@ fn singles(mode: Mode, translation: Translation) {
     };
     let tally = campaign::single_instructions(&mut catalogue, EFFORT, &mut pair).unwrap();
     assert!(tally.cases > 5000);
-    assert_none(&tally, mode, translation);
+    assert_none(&tally, mode, Translation::Blocks);
 }
 
 /// A host that gives two results for one case is named, and not held against the translator.
@@ -44,27 +44,22 @@ fn assert_none(tally: &Tally, mode: Mode, translation: Translation) {
 
 #[test]
 fn every_form_in_64_bit_mode() {
-    singles(Mode::Long, Translation::Exact);
-}
-
-#[test]
-fn every_form_with_dead_flags_dropped() {
-    singles(Mode::Long, Translation::Fast);
+    singles(Mode::Long);
 }
 
 #[test]
 fn every_form_in_compatibility_mode() {
-    singles(Mode::Compat32, Translation::Fast);
+    singles(Mode::Compat32);
 }
 
 #[test]
 fn every_form_in_16_bit_code() {
-    singles(Mode::Compat16, Translation::Fast);
+    singles(Mode::Compat16);
 }
 
 fn programs(mode: Mode) {
     let mut native = NativeCpu::new().unwrap();
-    for translation in [Translation::Exact, Translation::Fast, Translation::Stepped] {
+    for translation in [Translation::Blocks, Translation::Stepped] {
         let mut subject = GuestCpu::new(translation).unwrap();
         let catalogue = Catalogue::new(mode);
         let mut pair = Pair {

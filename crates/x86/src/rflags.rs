@@ -43,3 +43,41 @@ pub const ID: u64 = 1 << 21;
 pub const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 /// Every flag that exists, without [`FIXED`].
 pub const ALL: u64 = ARITHMETIC | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
+
+/// PF, ZF and SF of a result of so many bits (8 to 64): the flags of a logical operation, which clears
+/// the others (SDM 1, 3.4.3.1; AF, which the manual leaves undefined, is clear in silicon).
+pub fn of_result(value: u64, bits: u32) -> u64 {
+    let value = value & low(bits);
+    let parity = (value as u8).count_ones().is_multiple_of(2);
+    flag(parity, PF) | flag(value == 0, ZF) | flag(value >> (bits - 1) != 0, SF)
+}
+
+/// The arithmetic flags of `left + right`, of so many bits.
+pub fn of_sum(left: u64, right: u64, bits: u32) -> u64 {
+    let (left, right) = (left & low(bits), right & low(bits));
+    let value = left.wrapping_add(right) & low(bits);
+    let overflow = (left ^ value) & (right ^ value);
+    of_result(value, bits)
+        | (left ^ right ^ value) & AF
+        | flag(overflow >> (bits - 1) != 0, OF)
+        | flag(value < left, CF)
+}
+
+/// The arithmetic flags of `left - right`, of so many bits.
+pub fn of_difference(left: u64, right: u64, bits: u32) -> u64 {
+    let (left, right) = (left & low(bits), right & low(bits));
+    let value = left.wrapping_sub(right) & low(bits);
+    let overflow = (left ^ right) & (left ^ value);
+    of_result(value, bits)
+        | (left ^ right ^ value) & AF
+        | flag(overflow >> (bits - 1) != 0, OF)
+        | flag(left < right, CF)
+}
+
+fn low(bits: u32) -> u64 {
+    u64::MAX >> (64 - bits)
+}
+
+fn flag(set: bool, flag: u64) -> u64 {
+    if set { flag } else { 0 }
+}

@@ -13,7 +13,7 @@ use crate::emit::{Asm, Mem, Reg};
 use crate::engine::frame::frame_disp;
 use crate::system::Abort;
 use crate::translate::{
-    By, DROP, Decoded, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reach, Reason, ReturnSite,
+    By, DROP, Decoded, Flags, LONGEST, MAX_BLOCK_BYTES, Mode, PageCheck, Reach, Reason, ReturnSite,
     SITE_HOST_FAULT, SITE_INDIRECT, Site, Source, emit_drop, emit_exit, emit_page_check,
 };
 use crate::{Exit, InternalError};
@@ -53,10 +53,16 @@ impl Vcpu {
         self.tables.x87.clear();
         self.tables.strings.clear();
         self.tables.loops.clear();
+        self.tables.again.clear();
         self.tables.instructions.clear();
         self.tables.sites.clear();
         for reason in [Reason::Indirect, Reason::HostFault] {
-            self.tables.sites.push(Site { rip: 0, reason });
+            let flags = Flags::HOST;
+            self.tables.sites.push(Site {
+                rip: 0,
+                reason,
+                flags,
+            });
         }
         self.forget_pages();
         self.forget_jumps();
@@ -231,7 +237,8 @@ impl Vcpu {
     }
 
     fn add_site(&mut self, rip: u64, reason: Reason) -> u32 {
-        self.tables.sites.push(Site { rip, reason });
+        let flags = Flags::HOST;
+        self.tables.sites.push(Site { rip, reason, flags });
         self.tables.sites.len() as u32 - 1
     }
 

@@ -199,6 +199,8 @@ pub(crate) struct Frame {
     pub(crate) guest_mxcsr: u32,
     pub(crate) host_mxcsr: u32,
     pub(crate) host_fcw: u16,
+    /// Arithmetic flags like `arith`, where translated code put them aside.
+    pub(crate) aside: u16,
     pub(crate) x87: X87,
     /// The site of the indirect branch that was taken last, and what its return address replaced.
     pub(crate) branch: u32,

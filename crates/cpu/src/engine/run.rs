@@ -14,6 +14,12 @@ use crate::system::{self, Abort, Boundary, Effects, Event};
 use crate::translate::Mode;
 use crate::{Exception, Exit, Handled, Platform};
 
+/// The arithmetic flags of an RFLAGS image, as [`Frame::arith`](super::frame::Frame::arith) has them.
+pub(super) fn arith(flags: u64) -> u16 {
+    let low = flags & (rflags::ARITHMETIC & 0xff);
+    (low << 8 | flags >> 11 & 1) as u16
+}
+
 impl Vcpu {
     /// Runs guest code until something is for the monitor.
     pub fn run(&mut self, platform: &mut dyn Platform) -> Exit {
@@ -91,9 +97,8 @@ impl Vcpu {
     pub(super) fn flags_in(&mut self) {
         let frame = self.frame_mut();
         let flags = frame.state.rflags;
-        let low = flags & (rflags::ARITHMETIC & 0xff);
         frame.state.rflags = flags & !(rflags::ARITHMETIC | rflags::DF | rflags::FIXED);
-        frame.arith = (low << 8 | flags >> 11 & 1) as u16;
+        frame.arith = arith(flags);
         frame.df = u8::from(flags & rflags::DF != 0);
     }
 

@@ -8,12 +8,13 @@ use super::bounce::{Bounced, Committed};
 use super::enter;
 use super::frame::{HostTrap, Window};
 use super::memory::{Resolved, privilege_of};
+use super::run::arith;
 use super::segments::{bad_address, checked, is_canonical, segment};
 use super::tlb::{FRESH_RUN, LONGEST_RUN};
 use super::vcpu::{BlockLength, Vcpu};
 use crate::state::gpr::{RCX, RDI, RSI, RSP};
 use crate::system::{self, Abort, FpuUse, Next};
-use crate::translate::{Access, Branch, By, LoopMiss, Reason, STREAMS, Site, Use};
+use crate::translate::{Access, Branch, By, Flags, LoopMiss, Mark, Reason, STREAMS, Site, Use};
 use crate::{Exception, HostFault, Platform};
 
 /// MXCSR.MM of AMD's CPUs: misaligned operands are allowed (APM 1, 4.5.3).
@@ -51,8 +52,9 @@ fn before_fault(waits: bool, then: Result<Then, Abort>) -> Result<Then, Abort> {
 impl Vcpu {
     /// Does what this site is for.
     pub(super) fn handle(&mut self, site: u32, platform: &mut dyn Platform) -> Result<Then, Abort> {
-        let Site { rip, reason } = self.tables.sites[site as usize];
+        let Site { rip, reason, flags } = self.tables.sites[site as usize];
         self.count(&reason);
+        self.recall_flags(flags);
         match reason {
             Reason::Access(access) => self.on_access(rip, &access, platform),
             Reason::Span(access, span) => self.on_span(site, &access, span, platform),
@@ -102,6 +104,22 @@ impl Vcpu {
             Reason::Segment(access) => before_fault(access.waits, self.on_segment(rip, &access)),
             Reason::HostFault => self.on_trap(),
         }
+    }
+
+    /// Makes the flags those that the guest has, from where they are.
+    fn recall_flags(&mut self, flags: Flags) {
+        if flags == Flags::HOST {
+            return;
+        }
+        let again = flags.number().map(|number| self.tables.again[number]);
+        let frame = self.frame_mut();
+        frame.arith = match again {
+            None => frame.aside,
+            Some(again) => {
+                let (host, aside) = (frame.arith >> 8, frame.aside >> 8);
+                arith(again.flags(&frame.state.gpr, host.into(), aside.into()))
+            }
+        };
     }
 
     fn set_rip(&mut self, rip: u64) {
@@ -434,10 +452,11 @@ impl Vcpu {
         let trap = self.frame().fault;
         self.settle_string(&trap);
         self.settle_carry(&trap);
-        if let Some((rip, stack)) = self.place_of(trap.pc) {
+        if let Some((rip, mark)) = self.place_of(trap.pc) {
             self.set_rip(rip);
+            self.recall_flags(mark.flags);
             let rsp = &mut self.frame_mut().state.gpr[RSP];
-            *rsp = rsp.wrapping_add_signed(i64::from(stack));
+            *rsp = rsp.wrapping_add_signed(i64::from(mark.stack));
         }
         let vector = trap.vector as u8;
         if vector == x86::vector::MF {
@@ -504,9 +523,8 @@ impl Vcpu {
         frame.state.gpr[RCX] = trap.rcx;
     }
 
-    /// RIP of the guest instruction whose translation holds this address, and what the stack pointer
-    /// is yet to be moved by there.
-    fn place_of(&self, pc: u64) -> Option<(u64, i32)> {
+    /// RIP of the guest instruction whose translation holds this address, and its mark.
+    fn place_of(&self, pc: u64) -> Option<(u64, Mark)> {
         let offset = self.cache.offset_of(pc)?;
         let block = self.blocks.block_at(offset)?;
         let marks = &self.tables.marks[block.marks as usize..];
@@ -515,6 +533,6 @@ impl Vcpu {
             .position(|m| m.host > offset || m.host >= block.end)
             .unwrap_or(marks.len());
         let mark = marks[..after].last()?;
-        Some((block.rip.wrapping_add(u64::from(mark.guest)), mark.stack))
+        Some((block.rip.wrapping_add(u64::from(mark.guest)), *mark))
     }
 }

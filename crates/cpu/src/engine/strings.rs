@@ -410,19 +410,9 @@ impl Vcpu {
 
     /// Sets the flags of `value - other`; whether they are equal.
     fn compare(&mut self, value: u64, other: u64, size: u64) -> bool {
-        let mask = low_bits(size);
-        let sign = 1 << (8 * size - 1);
-        let (value, other) = (value & mask, other & mask);
-        let result = value.wrapping_sub(other) & mask;
-        let flag = |set: bool, bit: u64| if set { bit } else { 0 };
-        let low = flag(value < other, rflags::CF)
-            | flag((result as u8).count_ones().is_multiple_of(2), rflags::PF)
-            | flag((value ^ other ^ result) & 0x10 != 0, rflags::AF)
-            | flag(result == 0, rflags::ZF)
-            | flag(result & sign != 0, rflags::SF);
-        let overflow = (value ^ other) & (value ^ result) & sign != 0;
-        self.frame_mut().arith = (low << 8) as u16 | u16::from(overflow);
-        result == 0
+        let flags = rflags::of_difference(value, other, 8 * size as u32);
+        self.frame_mut().arith = super::run::arith(flags);
+        flags & rflags::ZF != 0
     }
 }
 

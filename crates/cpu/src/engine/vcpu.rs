@@ -25,7 +25,7 @@ use crate::CpuState;
 use crate::emit::Asm;
 use crate::fpu::FpuState;
 use crate::system::{self, GuestDebug, Offer, Pending};
-use crate::translate::{Branches, FlagsAtFaults, Mode, Tables, Translator};
+use crate::translate::{Branches, Mode, Tables, Translator};
 
 /// What a [`Vcpu`] is made with.
 #[derive(Clone, Debug)]
@@ -282,12 +282,6 @@ impl Vcpu {
             self.translator.vendor = offer.vendor;
             self.forget_translations();
         }
-    }
-
-    /// Whether fault handlers find exact arithmetic flags.
-    pub fn set_flags_at_faults(&mut self, policy: FlagsAtFaults) {
-        self.translator.flags_at_faults = policy;
-        self.forget_translations();
     }
 
     /// How translated code branches on a register; what suits the host if it is never said.

@@ -60,9 +60,8 @@ pub(crate) struct Form {
     writes: u8,
     /// The alignment that a memory operand must have.
     pub(crate) align: u8,
-    /// Arithmetic flags that are read, and those that are surely replaced, where the form alone says
-    /// so.
-    pub(crate) flags: Option<FlagUse>,
+    /// What it does with arithmetic flags.
+    pub(crate) flags: FlagUse,
 }
 
 bitflags::bitflags! {
@@ -91,14 +90,22 @@ bitflags::bitflags! {
         const NEXT = 1 << 9;
         const CONDITIONAL = 1 << 10;
         const DIVISION = 1 << 11;
+        /// Can fault even without an operand in memory: a floating-point instruction, say, where the
+        /// guest has unmasked exceptions.
+        const MAY_FAULT = 1 << 12;
+        /// Accesses its memory operand, if it has one.
+        const ACCESSES = 1 << 13;
     }
 }
 
-/// Arithmetic flags, as iced's bits.
+/// Arithmetic flags, as iced's bits: a bound for all instructions of a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlagUse {
     pub(crate) read: u32,
+    /// Those that are surely replaced.
     pub(crate) replaced: u32,
+    /// Those that may be others behind it.
+    pub(crate) touched: u32,
 }
 
 impl Form {
@@ -336,6 +343,18 @@ fn traits(instruction: &Instruction, form: &Form) -> Traits {
     let conditional = instruction.flow_control() == FlowControl::ConditionalBranch;
     traits.set(Traits::CONDITIONAL, conditional);
     traits.set(Traits::DIVISION, division);
+    let vector = (0..instruction.op_count()).any(|i| {
+        let register = instruction.op_register(i);
+        register.is_vector_register() || register.is_mm()
+    });
+    let accesses = !matches!(form.memory, MemoryUse::None | MemoryUse::Address);
+    traits.set(Traits::ACCESSES, accesses);
+    let ends = traits.intersects(Traits::SYSTEM | Traits::MAY_END);
+    let others = Traits::X87 | Traits::MMX | Traits::STACK;
+    traits.set(
+        Traits::MAY_FAULT,
+        vector || ends || traits.intersects(others) || instruction.mnemonic() == Mnemonic::Emms,
+    );
     traits
 }
 

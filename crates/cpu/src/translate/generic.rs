@@ -14,12 +14,12 @@ use crate::system::Vendor;
 /// Whether the instruction has a memory operand in `ModRM`.
 #[inline]
 pub(super) fn has_memory(instruction: &Instruction) -> bool {
-    // Operands that aren't there count as registers.
-    instruction.op0_kind() == OpKind::Memory
-        || instruction.op1_kind() == OpKind::Memory
-        || instruction.op2_kind() == OpKind::Memory
-        || instruction.op3_kind() == OpKind::Memory
-        || instruction.op4_kind() == OpKind::Memory
+    // Operands that aren't there count as registers. No branch would be foretold.
+    (instruction.op0_kind() == OpKind::Memory)
+        | (instruction.op1_kind() == OpKind::Memory)
+        | (instruction.op2_kind() == OpKind::Memory)
+        | (instruction.op3_kind() == OpKind::Memory)
+        | (instruction.op4_kind() == OpKind::Memory)
 }
 
 /// The alignment that a memory operand must have: 1 where any will do (SDM 1, table 15-6).

@@ -7,10 +7,7 @@ use std::path::PathBuf;
 
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter};
 
-use super::{
-    Branches, CodeSize, FlagsAtFaults, Mode, PageCheck, Reach, ReturnSite, Source, Tables,
-    Translator,
-};
+use super::{Branches, CodeSize, Mode, PageCheck, Reach, ReturnSite, Source, Tables, Translator};
 use crate::engine::frame::View;
 
 /// Where the code cache seems to be.
@@ -30,11 +27,8 @@ fn listing(code: &[u8], ip: u64) -> String {
     text
 }
 
-fn translation(code: &[u8], policy: FlagsAtFaults, branches: Branches) -> String {
-    let mut translator = Translator {
-        flags_at_faults: policy,
-        ..Translator::default()
-    };
+fn translation(code: &[u8], branches: Branches) -> String {
+    let mut translator = Translator::default();
     translator.asm.branches = branches;
     let source = Source {
         rip: RIP,
@@ -58,20 +52,25 @@ fn translation(code: &[u8], policy: FlagsAtFaults, branches: Branches) -> String
     );
     text.push_str("\nsites\n");
     for (index, site) in tables.sites.iter().enumerate() {
-        writeln!(text, "    {index}  rip {:x}  {:?}", site.rip, site.reason).expect("a string");
+        writeln!(
+            text,
+            "    {index}  rip {:x}  {:?}, flags {:?}",
+            site.rip, site.reason, site.flags
+        )
+        .expect("a string");
     }
     text
 }
 
-fn check(name: &str, code: &[u8], policy: FlagsAtFaults) {
-    check_with(name, code, policy, Branches::Jrcxz);
+fn check(name: &str, code: &[u8]) {
+    check_with(name, code, Branches::Jrcxz);
 }
 
-fn check_with(name: &str, code: &[u8], policy: FlagsAtFaults, branches: Branches) {
+fn check_with(name: &str, code: &[u8], branches: Branches) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(format!("{name}.txt"));
-    let found = translation(code, policy, branches);
+    let found = translation(code, branches);
     if std::env::var_os("BLESS").is_some() {
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("the folder of goldens");
         std::fs::write(&path, &found).expect("a golden file");
@@ -84,14 +83,14 @@ fn check_with(name: &str, code: &[u8], policy: FlagsAtFaults, branches: Branches
 fn golden_load() {
     // mov rax, [rbx+8]; add rax, rcx; ret
     let code = [0x48, 0x8b, 0x43, 0x08, 0x48, 0x01, 0xc8, 0xc3];
-    check("load", &code, FlagsAtFaults::IfRead);
+    check("load", &code);
 }
 
 #[test]
 fn golden_load_with_live_flags() {
     // mov rax, [rbx+rcx*8]; adc rax, rdx; ret
     let code = [0x48, 0x8b, 0x04, 0xcb, 0x48, 0x11, 0xd0, 0xc3];
-    check("load_with_live_flags", &code, FlagsAtFaults::Exact);
+    check("load_with_live_flags", &code);
 }
 
 #[test]
@@ -100,40 +99,31 @@ fn golden_frame() {
     let code = [
         0x55, 0x48, 0x89, 0xe5, 0x53, 0x41, 0x57, 0x41, 0x5f, 0x5b, 0x5d, 0xc3,
     ];
-    check("frame", &code, FlagsAtFaults::IfRead);
+    check("frame", &code);
 }
 
 #[test]
 fn golden_compare_and_branch() {
     // l: add rax, 1; cmp rax, rbx; jne l
     let code = [0x48, 0x83, 0xc0, 0x01, 0x48, 0x39, 0xd8, 0x75, 0xf7];
-    check("compare_and_branch", &code, FlagsAtFaults::IfRead);
+    check("compare_and_branch", &code);
 }
 
 #[test]
 fn golden_call() {
     // call +0x100
-    check(
-        "call",
-        &[0xe8, 0x00, 0x01, 0x00, 0x00],
-        FlagsAtFaults::IfRead,
-    );
+    check("call", &[0xe8, 0x00, 0x01, 0x00, 0x00]);
 }
 
 #[test]
 fn golden_call_with_loop() {
     let code = [0xe8, 0x00, 0x01, 0x00, 0x00];
-    check_with(
-        "call_with_loop",
-        &code,
-        FlagsAtFaults::IfRead,
-        Branches::Loop,
-    );
+    check_with("call_with_loop", &code, Branches::Loop);
 }
 
 #[test]
 fn golden_locked_update() {
     // lock xadd [rdi], r10d; jmp -2
     let code = [0xf0, 0x44, 0x0f, 0xc1, 0x17, 0xeb, 0xfe];
-    check("locked_update", &code, FlagsAtFaults::IfRead);
+    check("locked_update", &code);
 }

@@ -18,6 +18,8 @@ use crate::emit::Fixup;
 pub(super) struct Joins {
     /// For each instruction, whether it is a target.
     targets: Vec<bool>,
+    /// For each branch that leads to one.
+    inside: Vec<bool>,
     any: bool,
 }
 
@@ -27,14 +29,22 @@ impl Joins {
         self.any = false;
         self.targets.clear();
         self.targets.resize(instructions.len(), false);
+        self.inside.clear();
+        self.inside.resize(instructions.len(), false);
         for (index, branch) in instructions.iter().enumerate() {
             if !is_side_exit(branch) {
                 continue;
             }
             let behind = &instructions[index + 1..];
             let target = target_of(branch);
-            if let Ok(distance) = behind.binary_search_by_key(&target, Instruction::ip) {
+            // Most lead but a little further, or out of the block.
+            if behind.last().is_none_or(|last| last.ip() < target) {
+                continue;
+            }
+            let found = behind.iter().position(|i| i.ip() >= target);
+            if let Some(distance) = found.filter(|at| behind[*at].ip() == target) {
                 self.targets[index + 1 + distance] = true;
+                self.inside[index] = true;
                 self.any = true;
             }
         }
@@ -50,12 +60,9 @@ impl Joins {
         self.targets[index]
     }
 
-    /// Whether an instruction of the block has this address and is a target.
-    fn has(&self, instructions: &[Instruction], rip: u64) -> bool {
-        self.any
-            && instructions
-                .binary_search_by_key(&rip, Instruction::ip)
-                .is_ok_and(|index| self.targets[index])
+    /// Whether this instruction is a branch to another.
+    fn leads_inside(&self, index: usize) -> bool {
+        self.inside[index]
     }
 }
 
@@ -69,7 +76,7 @@ pub(super) struct Ahead {
 impl Block<'_> {
     /// A branch to an instruction that follows in this block, if that is where it leads.
     pub(super) fn branch_ahead(&mut self, condition: u8, target: u64) -> bool {
-        let inside = self.joins.has(self.instructions, target);
+        let inside = self.joins.leads_inside(self.index);
         if inside {
             let from = self.asm.jcc(condition);
             self.ahead.push(Ahead { from, target });

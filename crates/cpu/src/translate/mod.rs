@@ -6,6 +6,7 @@
 //! stubs behind the block; each leaves by a [`Site`].
 
 mod address;
+mod again;
 mod branch;
 mod calls;
 mod flags;
@@ -22,6 +23,7 @@ mod site;
 mod special;
 mod stack;
 mod strings;
+mod visible;
 mod window;
 mod x87;
 
@@ -33,8 +35,8 @@ use crate::system::Vendor;
 
 pub use crate::emit::asm::Branches;
 pub(crate) use address::{address_bits, segment_of};
+pub(crate) use again::Again;
 pub(crate) use calls::{Arrival, DROP, Landing, ReturnSite, emit_arrival, emit_drop};
-pub use flags::FlagsAtFaults;
 pub(crate) use form::Forms;
 use form::Traits;
 pub(crate) use looping::{LoopMark, LoopMiss, STREAMS};
@@ -43,6 +45,8 @@ pub(crate) use site::{
     Access, Branch, By, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use,
 };
 pub(crate) use strings::StringMark;
+pub(crate) use visible::Flags;
+use visible::{Now, Straight, Treatments};
 pub(crate) use x87::X87Mark;
 
 /// Scratch registers of translated code.
@@ -64,9 +68,11 @@ pub(crate) struct Mark {
     /// Offset into the cache.
     pub(crate) host: u32,
     /// Offset from the block's RIP.
-    pub(crate) guest: u32,
+    pub(crate) guest: u16,
     /// What the stack pointer is yet to be moved by.
-    pub(crate) stack: i32,
+    pub(crate) stack: i16,
+    /// Where the arithmetic flags are.
+    pub(crate) flags: Flags,
 }
 
 /// A page identity that translated code checks: entry of the instruction TLB and its content.
@@ -121,6 +127,8 @@ pub(crate) struct Tables {
     pub(crate) strings: Vec<StringMark>,
     /// Loops that have put the carry aside, in order.
     pub(crate) loops: Vec<LoopMark>,
+    /// How flags come about again that nobody keeps.
+    pub(crate) again: Vec<Again>,
     /// Instructions that are run in Rust.
     pub(crate) instructions: Vec<Instruction>,
     pub(crate) x87: Vec<X87Mark>,
@@ -150,14 +158,13 @@ pub(crate) struct Translator {
     pub(crate) asm: Asm,
     forms: Forms,
     decoded: Vec<Instruction>,
-    live: Vec<bool>,
     plan: window::Plan,
+    live: Vec<bool>,
     joins: joins::Joins,
     ahead: Vec<joins::Ahead>,
     cold: Vec<Cold>,
     /// The landing of the last translation, if it has one.
     pub(crate) landing: Option<Landing>,
-    pub(crate) flags_at_faults: FlagsAtFaults,
     /// Whose reading of the few encodings that differ.
     pub(crate) vendor: Vendor,
 }
@@ -168,7 +175,6 @@ struct Block<'a> {
     forms: &'a Forms,
     tables: &'a mut Tables,
     cold: &'a mut Vec<Cold>,
-    instructions: &'a [Instruction],
     joins: &'a joins::Joins,
     ahead: &'a mut Vec<joins::Ahead>,
     mode: Mode,
@@ -176,10 +182,13 @@ struct Block<'a> {
     start: u32,
     /// Address at which the way out lies, which is that of the cache: it begins with it.
     leave: u64,
-    /// RIP of the present instruction.
+    /// RIP of the present instruction, and its number in the block.
     rip: u64,
-    /// Whether flags are live before the present instruction.
+    index: usize,
+    /// Whether the host's flags must stay as they are before the present instruction.
     flags_live: bool,
+    /// Where the guest's are.
+    flags: Flags,
     /// Bounce buffers used by the present instruction.
     slots: u8,
     /// A bounced operand of the present instruction is written.
@@ -282,12 +291,10 @@ impl Translator {
         base: u64,
         start: u32,
     ) -> &[u8] {
-        flags::liveness(
-            &self.decoded,
-            &self.forms,
-            self.flags_at_faults,
-            &mut self.live,
-        );
+        self.live.clear();
+        self.live.resize(self.decoded.len(), true);
+        let live = &mut self.live;
+        flags::live(&self.decoded, &self.forms, |at, mask| live[at] = mask != 0);
         self.joins.find(&self.decoded);
         self.plan
             .make(&self.decoded, source.mode, &self.forms, &self.joins);
@@ -295,12 +302,24 @@ impl Translator {
         let plan = if self.joins.any() {
             None
         } else {
-            looping::plan(
-                &self.decoded,
-                self.flags_at_faults,
-                source.mode,
-                &self.forms,
-            )
+            looping::plan(&self.decoded, source.mode, &self.forms, &mut tables.again)
+        };
+        let last = self.decoded.len().wrapping_sub(1);
+        // A block of a special kind is looked up each time, which checks its pages.
+        let special = source.mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED);
+        let poll_at =
+            poll_position(&self.decoded).filter(|_| !special && !self.joins.is_target(last));
+        let flags = if source.mode.has(Mode::STEP | Mode::BOUNCE) {
+            Treatments::Kept
+        } else {
+            Treatments::Straight(Straight {
+                instructions: &self.decoded,
+                live: &self.live,
+                forms: &self.forms,
+                joins: &self.joins,
+                spans: &self.plan,
+                poll_at,
+            })
         };
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
@@ -309,14 +328,15 @@ impl Translator {
             forms: &self.forms,
             tables,
             cold: &mut self.cold,
-            instructions: &self.decoded,
             joins: &self.joins,
             ahead: &mut self.ahead,
             mode: source.mode,
             start,
             leave: base,
             rip: source.rip,
+            index: 0,
             flags_live: true,
+            flags: Flags::HOST,
             slots: 0,
             must_commit: false,
             align: 1,
@@ -336,19 +356,15 @@ impl Translator {
             landing: None,
         };
         emit_drop(block.asm);
-        let last = self.decoded.len().wrapping_sub(1);
-        let poll_at = poll_position(&self.decoded).filter(|_| !self.joins.is_target(last));
-        // A block of a special kind is looked up each time, which checks its pages.
-        let special = source.mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED);
         if let Some(check) = source.second.filter(|_| !special) {
             block.check_page(check);
         }
         let body = Body {
             source,
             instructions: &self.decoded,
-            live: &self.live,
+            flags,
             plan: &self.plan,
-            poll_at: poll_at.filter(|_| !special),
+            poll_at,
         };
         block.loops = plan.is_some();
         block.body(&body);
@@ -369,7 +385,7 @@ impl Translator {
 struct Body<'a> {
     source: &'a Source<'a>,
     instructions: &'a [Instruction],
-    live: &'a [bool],
+    flags: Treatments<'a>,
     plan: &'a window::Plan,
     /// In front of which to poll.
     poll_at: Option<usize>,
@@ -380,6 +396,7 @@ impl Block<'_> {
     fn body(&mut self, body: &Body<'_>) {
         let rip = body.source.rip;
         let mut at = 0;
+        let mut now = Now::default();
         for (index, instruction) in body.instructions.iter().enumerate() {
             self.role = body.plan.role(index);
             self.settle_stack(instruction, body.poll_at == Some(index));
@@ -387,9 +404,17 @@ impl Block<'_> {
             if joined {
                 self.move_deferred();
             }
-            self.begin(instruction, rip, body.live[index]);
+            let treatment = body.flags.next(index, &mut now, &mut self.tables.again);
+            self.index = index;
+            self.begin(instruction, rip, treatment);
             if joined {
                 self.join();
+            }
+            if treatment.puts_aside {
+                self.put_flags_aside();
+            }
+            if treatment.takes_back {
+                self.take_flags_back();
             }
             if let Some(looping) = &mut self.looping {
                 looping.at = index;
@@ -414,6 +439,7 @@ impl Block<'_> {
             }
         }
         self.move_deferred();
+        self.flags = Flags::HOST;
         let next = rip.wrapping_add(at as u64);
         self.link(self.truncate_ip(next));
     }
@@ -436,9 +462,10 @@ impl Block<'_> {
         self.asm.bind(ok);
     }
 
-    fn begin(&mut self, instruction: &Instruction, block_rip: u64, flags_live: bool) {
+    fn begin(&mut self, instruction: &Instruction, block_rip: u64, flags: visible::Treatment) {
         self.rip = instruction.ip();
-        self.flags_live = flags_live;
+        self.flags_live = flags.keeps;
+        self.flags = flags.flags;
         self.slots = 0;
         self.must_commit = false;
         self.waits = false;
@@ -446,8 +473,9 @@ impl Block<'_> {
         let host = self.here();
         self.tables.marks.push(Mark {
             host,
-            guest: self.rip.wrapping_sub(block_rip) as u32,
-            stack: self.deferred,
+            guest: self.rip.wrapping_sub(block_rip) as u16,
+            stack: self.deferred as i16,
+            flags: self.flags,
         });
     }
 
@@ -458,7 +486,8 @@ impl Block<'_> {
 
     /// A new site.
     fn site(&mut self, rip: u64, reason: Reason) -> u32 {
-        self.tables.sites.push(Site { rip, reason });
+        let flags = self.flags;
+        self.tables.sites.push(Site { rip, reason, flags });
         self.tables.sites.len() as u32 - 1
     }
 

@@ -1,5 +1,6 @@
 //! Where translated code can leave, and why.
 
+use super::visible::Flags;
 use crate::Exception;
 
 /// What an access does.
@@ -111,6 +112,8 @@ pub(crate) struct Site {
     /// RIP of the instruction, or where to go on for jumps.
     pub(crate) rip: u64,
     pub(crate) reason: Reason,
+    /// Where the arithmetic flags are.
+    pub(crate) flags: Flags,
 }
 
 /// The site of [`Reason::Indirect`].

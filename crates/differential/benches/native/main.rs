@@ -1,7 +1,7 @@
 //! The same machine code natively and translated, in one run: what share of native speed is left.
 //!
 //! `cargo bench -p differential --bench native`; `-- --enforce` fails where a bar is missed,
-//! `-- NAME` runs the kernels whose name or group holds NAME; `--exact` has faults find exact flags.
+//! `-- NAME` runs the kernels whose name or group holds NAME.
 
 mod fresh;
 mod kernels;
@@ -34,10 +34,6 @@ fn main() -> Result<()> {
             .is_none_or(|p| kernel.name.contains(p.as_str()) || kernel.group.contains(p.as_str()))
     };
     let mut guest = Guest::new()?;
-    if arguments.iter().any(|argument| argument == "--exact") {
-        let vcpu = &mut guest.machine.vcpu;
-        vcpu.set_flags_at_faults(cpu::FlagsAtFaults::Exact);
-    }
     println!(
         "{:20} {:18} {:>10} {:>10} {:>7} {:>6}",
         "kernel", "group", "native ns", "guest ns", "ratio", "bar"

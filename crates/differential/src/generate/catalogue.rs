@@ -17,8 +17,6 @@ pub struct Tolerance {
     /// Which byte of a large or scattered operand a page fault names: the manuals don't say in which
     /// order they are touched.
     pub fault_address: bool,
-    /// The flags that [`crate::dead_flags`] tells of.
-    pub dead_flags: bool,
 }
 
 impl Tolerance {

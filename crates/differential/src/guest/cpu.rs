@@ -5,7 +5,7 @@ use std::time::Duration;
 use addr::{Gpa, Gva};
 use anyhow::Result;
 use cpu::system::GuestDebug;
-use cpu::{CpuState, Exit, FlagsAtFaults, Segment, TableRegister};
+use cpu::{CpuState, Exit, Segment, TableRegister};
 
 use super::image::{self, Image};
 use super::machine::Machine;
@@ -19,10 +19,8 @@ use x86::control::{Cr0, Cr4, Efer};
 /// Whether instructions run one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Translation {
-    /// Whole blocks, chained, with exact flags at faults.
-    Exact,
-    /// The same, with the flags that faults show left to chance where the code replaces them.
-    Fast,
+    /// Whole blocks, chained.
+    Blocks,
     /// One instruction per block; the monitor sees each.
     Stepped,
 }
@@ -48,11 +46,7 @@ const TICKS: u32 = 12;
 impl GuestCpu {
     /// A guest with the oracle's windows mapped.
     pub fn new(translation: Translation) -> Result<Self> {
-        let mut machine = Machine::new(image::RAM_BYTES as u64)?;
-        machine.vcpu.set_flags_at_faults(match translation {
-            Translation::Fast => FlagsAtFaults::IfRead,
-            Translation::Exact | Translation::Stepped => FlagsAtFaults::Exact,
-        });
+        let machine = Machine::new(image::RAM_BYTES as u64)?;
         machine.write(Gpa::new(0), Image::new().bytes());
         machine.write(image::CODE_PAGES, &[FILLER; CODE_BYTES]);
         Ok(Self {
@@ -173,8 +167,7 @@ impl GuestCpu {
 impl Executor for GuestCpu {
     fn name(&self) -> &'static str {
         match self.translation {
-            Translation::Exact => "translated",
-            Translation::Fast => "translated, dead flags dropped",
+            Translation::Blocks => "translated",
             Translation::Stepped => "translated one by one",
         }
     }
@@ -191,10 +184,6 @@ impl Executor for GuestCpu {
             outcomes.push(outcome);
         }
         Ok(())
-    }
-
-    fn keeps_dead_flags(&self) -> bool {
-        self.translation != Translation::Fast
     }
 
     fn remarks(&mut self) -> Vec<String> {

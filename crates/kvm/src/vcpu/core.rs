@@ -5,7 +5,7 @@
 
 use cpu::fpu::FpuState;
 use cpu::system::{GuestDebug, Offer};
-use cpu::{CpuState, FlagsAtFaults, VcpuConfig};
+use cpu::{CpuState, VcpuConfig};
 use mmu::VcpuMmu;
 
 use crate::errno::Errno;
@@ -20,7 +20,6 @@ pub(crate) struct Core {
     fpu: FpuState,
     offer: Offer,
     debug: GuestDebug,
-    flags: FlagsAtFaults,
     engine: Option<Box<cpu::Vcpu>>,
 }
 
@@ -32,7 +31,6 @@ impl Core {
             fpu: FpuState::default(),
             offer,
             debug: GuestDebug::default(),
-            flags: FlagsAtFaults::default(),
             engine: None,
         }
     }
@@ -85,17 +83,6 @@ impl Core {
         }
     }
 
-    /// Whether the monitor sees exact flags at every exit.
-    pub(crate) fn set_flags_at_faults(&mut self, policy: FlagsAtFaults) {
-        if policy == self.flags {
-            return;
-        }
-        self.flags = policy;
-        if let Some(engine) = &mut self.engine {
-            engine.set_flags_at_faults(policy);
-        }
-    }
-
     /// What the monitor watches for.
     pub(crate) fn debug(&self) -> GuestDebug {
         self.debug
@@ -127,7 +114,6 @@ impl Core {
         *engine.state_mut() = self.state.clone();
         *engine.fpu_mut() = self.fpu.clone();
         engine.set_guest_debug(self.debug);
-        engine.set_flags_at_faults(self.flags);
         Ok(Some(self.engine.insert(engine)))
     }
 }

@@ -1,7 +1,7 @@
 //! `KVM_GET_DEBUGREGS`, `KVM_SET_DEBUGREGS`, `KVM_SET_GUEST_DEBUG`.
 
+use cpu::Exception;
 use cpu::system::GuestDebug;
-use cpu::{Exception, FlagsAtFaults};
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB,
     KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, kvm_debugregs,
@@ -38,8 +38,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// `KVM_SET_GUEST_DEBUG`. A debugger sees the flags that the manuals promise, also those that the
-    /// code replaces before it reads them.
+    /// `KVM_SET_GUEST_DEBUG`.
     pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<(), Errno> {
         let mut inner = self.lock();
         if debug.control & (KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP) != 0 {
@@ -54,11 +53,6 @@ impl Vcpu {
         let on = debug.control & KVM_GUESTDBG_ENABLE != 0;
         let control = if on { debug.control } else { 0 };
         inner.machine.debug_control = control;
-        inner.core.set_flags_at_faults(if on {
-            FlagsAtFaults::Exact
-        } else {
-            FlagsAtFaults::IfRead
-        });
         inner.core.set_debug(watched(control, &debug.arch.debugreg));
         Ok(())
     }

@@ -41,8 +41,9 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register, RflagsBits}
 use super::form::{Form, Forms, MemoryUse, Traits};
 use super::generic::has_memory;
 use super::registers::{Home, home, is_high_byte, number};
+use super::visible::{LoopFlags, Looped, Treatments};
 use super::window::{WIDEST, distance};
-use super::{Block, Body, FlagsAtFaults, Mode, Reason, SCRATCH, T0, T1, Use};
+use super::{Again, Block, Body, Flags, Mode, Reason, SCRATCH, T0, T1, Use};
 use crate::emit::asm::{Cond, Fixup, Width};
 use crate::emit::{Mem, Reg};
 use crate::engine::frame::{Window, Windows, disp, frame_disp};
@@ -114,8 +115,7 @@ pub(super) struct LoopPlan {
     /// Rounds under one check; 1 for none.
     rounds: i32,
     carry: Carry,
-    /// Whether flags are live before each instruction.
-    pub(super) live: Vec<bool>,
+    flags: LoopFlags,
 }
 
 /// Where the carry is that was there before the loop.
@@ -364,16 +364,15 @@ impl Stream {
 /// Works out whether the block is a loop that is worth it, and how.
 pub(super) fn plan(
     instructions: &[Instruction],
-    policy: FlagsAtFaults,
     mode: Mode,
     forms: &Forms,
+    again: &mut Vec<Again>,
 ) -> Option<LoopPlan> {
     let (last, body) = instructions.split_last()?;
     let special = Mode::STEP | Mode::BOUNCE | Mode::UNSHARED;
     let loops = last.is_jcc_short_or_near()
         && body.first().map(Instruction::ip) == Some(last.near_branch_target());
-    let exact = policy == FlagsAtFaults::Exact;
-    if !loops || exact || !mode.is_64() || mode.has(special) || !body.iter().any(has_memory) {
+    if !loops || !mode.is_64() || mode.has(special) || !body.iter().any(has_memory) {
         return None;
     }
     let (live, carry) = flags(instructions, forms);
@@ -386,12 +385,12 @@ pub(super) fn plan(
         operands: vec![None; instructions.len()],
         rounds: 1,
         carry,
-        live,
+        flags: LoopFlags::default(),
     };
     let mut checked = [false; STREAMS];
     for (at, instruction) in body.iter().enumerate() {
         if let Some(access) = access(instruction, forms).ok()? {
-            if plan.live[at] {
+            if live[at] {
                 return None;
             }
             let stream = plan.stream_of(&Stream::new(&access, all)?)?;
@@ -405,19 +404,37 @@ pub(super) fn plan(
         }
     }
     let side_exits = body.iter().any(super::branch::is_side_exit);
-    if plan.streams.is_empty() || plan.live[0] || side_exits && carry == Carry::Aside {
+    if plan.streams.is_empty() || live[0] || side_exits && carry == Carry::Aside {
         return None;
     }
     plan.choose_rounds(body, all, forms);
+    let count = match carry {
+        Carry::Dead => super::flags::ARITHMETIC,
+        Carry::Aside => super::flags::ARITHMETIC & !RflagsBits::CF,
+    };
+    let checks: Vec<_> = plan
+        .operands
+        .iter()
+        .map(|o| o.is_some_and(|o| o.checks))
+        .collect();
+    // The branch back writes none.
+    let writes = instructions.iter().map(|i| written(i, forms).unwrap_or(0));
+    let code = Looped {
+        instructions,
+        forms,
+        count,
+        live: &live,
+        checks: &checks,
+        written: &writes.collect::<Vec<_>>(),
+    };
+    plan.flags = LoopFlags::make(&code, again)?;
     Some(plan)
 }
 
 /// Which flags are live where, and what is to be done about the carry.
 fn flags(instructions: &[Instruction], forms: &Forms) -> (Vec<bool>, Carry) {
     let mut masks = vec![0; instructions.len()];
-    super::flags::masks(instructions, forms, FlagsAtFaults::IfRead, |at, mask| {
-        masks[at] = mask;
-    });
+    super::flags::live(instructions, forms, |at, mask| masks[at] = mask);
     let untouched = instructions
         .iter()
         .all(|i| (i.rflags_read() | i.rflags_modified()) & RflagsBits::CF == 0);
@@ -544,13 +561,20 @@ fn widen() -> Mem {
 
 impl Block<'_> {
     /// The second translation; `from` is the branch back of the first, `next` where the loop ends.
-    pub(super) fn loop_again(&mut self, from: Fixup, plan: LoopPlan, body: &Body<'_>, next: u64) {
-        let body = Body {
-            live: &plan.live.clone(),
-            ..*body
-        };
+    pub(super) fn loop_again(
+        &mut self,
+        from: Fixup,
+        mut plan: LoopPlan,
+        body: &Body<'_>,
+        next: u64,
+    ) {
+        let flags = std::mem::take(&mut plan.flags);
         let rounds = plan.rounds;
         self.enter_loop(from, plan);
+        self.flags = flags.head;
+        if flags.head == Flags::ASIDE {
+            self.put_flags_aside();
+        }
         let single = self.common_checks();
         if rounds > 1 {
             self.poll_round(body.source.rip);
@@ -560,15 +584,23 @@ impl Block<'_> {
                 } else {
                     Copy::Last
                 });
-                self.body(&body);
+                let flags = if round == 1 {
+                    &flags.first
+                } else {
+                    &flags.later
+                };
+                let flags = Treatments::Planned(flags);
+                self.body(&Body { flags, ..*body });
             }
         }
+        self.flags = flags.head;
         for fixup in single {
             self.asm.bind(fixup);
         }
         self.set_copy(Copy::Single);
         self.poll_round(body.source.rip);
-        self.body(&body);
+        let flags = Treatments::Planned(&flags.single);
+        self.body(&Body { flags, ..*body });
         self.end_loop(next);
     }
 
@@ -716,6 +748,7 @@ impl Block<'_> {
             self.restore_carry(kept);
             self.exit(site);
         }
+        self.flags = Flags::HOST;
         for miss in &looping.misses {
             self.miss_stub(miss, &looping.plan);
         }
