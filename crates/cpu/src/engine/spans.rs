@@ -24,17 +24,27 @@ use crate::Platform;
 use crate::emit::asm::Width;
 use crate::emit::{Asm, Mem, Reg};
 use crate::system::Abort;
-use crate::translate::{Access, Mode, SCRATCH, Span, T0, T1, emit_exit};
+use crate::translate::{Access, Flags, Mode, SCRATCH, Span, T0, T1, emit_exit, emit_flags_back};
 
 /// With where a span of `length` bytes begins in `T0`: goes to `elsewhere` if it crosses a page, else
-/// leaves by `site`. Keeps flags.
-fn emit_detour(asm: &mut Asm, length: i32, elsewhere: u64, site: u32, leave: u64) {
+/// leaves by `site`. Keeps flags, or where they were put aside brings them back: the other translation
+/// finds them in the host's.
+fn emit_detour(
+    asm: &mut Asm,
+    length: i32,
+    (elsewhere, flags): (u64, Flags),
+    site: u32,
+    leave: u64,
+) {
     asm.lea(Width::B64, SCRATCH, Mem::base(T0, length - 1));
     asm.shrx(SCRATCH, SCRATCH, Reg::RSP);
     asm.shrx(T1, T0, Reg::RSP);
     asm.not(T1);
     asm.lea(Width::B64, SCRATCH, Mem::indexed(SCRATCH, T1, 0, 1));
     let same = asm.jrcxz();
+    if flags == Flags::ASIDE {
+        emit_flags_back(asm);
+    }
     asm.jmp_to(elsewhere);
     asm.bind(same);
     emit_exit(asm, site, leave);
@@ -75,12 +85,14 @@ impl Vcpu {
     /// Lets the cold stub of a span lead to a block without spans where the span crosses a page.
     fn detour(&mut self, site: u32, span: Span, number: u32) {
         let block = self.blocks.blocks[number as usize];
-        if block.second.is_some() || !self.may_chain() {
+        let flags = self.tables.sites[site as usize].flags;
+        // What is to be worked out again is so in Rust alone.
+        if flags.number().is_some() || block.second.is_some() || !self.may_chain() {
             return;
         }
         let entry = self.emit(|asm, base| {
             let elsewhere = base + u64::from(block.plain);
-            emit_detour(asm, span.high - span.low, elsewhere, site, base);
+            emit_detour(asm, span.high - span.low, (elsewhere, flags), site, base);
         });
         self.cache.patch_jump(span.exit, entry);
     }

@@ -347,15 +347,27 @@ fn traits(instruction: &Instruction, form: &Form) -> Traits {
         let register = instruction.op_register(i);
         register.is_vector_register() || register.is_mm()
     });
-    let accesses = !matches!(form.memory, MemoryUse::None | MemoryUse::Address);
+    // XLAT's operand is in no field.
+    let accesses = !matches!(form.memory, MemoryUse::None | MemoryUse::Address)
+        || instruction.mnemonic() == Mnemonic::Xlatb;
     traits.set(Traits::ACCESSES, accesses);
     let ends = traits.intersects(Traits::SYSTEM | Traits::MAY_END);
     let others = Traits::X87 | Traits::MMX | Traits::STACK;
     traits.set(
         Traits::MAY_FAULT,
-        vector || ends || traits.intersects(others) || instruction.mnemonic() == Mnemonic::Emms,
+        vector || ends || traits.intersects(others) || faults_by_itself(instruction.mnemonic()),
     );
     traits
+}
+
+/// Whether the instruction can fault though nothing else about it says so: what waits for the x87, the
+/// hints that are `#UD` with a register on AMD's CPUs, divisions.
+fn faults_by_itself(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Emms | M::Wait | M::Reservednop | M::Div | M::Idiv | M::Aam
+    )
 }
 
 fn may_be_memory(kind: OpCodeOperandKind) -> bool {

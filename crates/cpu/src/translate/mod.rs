@@ -45,7 +45,7 @@ pub(crate) use site::{
     Access, Branch, By, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use,
 };
 pub(crate) use strings::StringMark;
-pub(crate) use visible::Flags;
+pub(crate) use visible::{Flags, emit_flags_back};
 use visible::{Now, Straight, Treatments};
 pub(crate) use x87::X87Mark;
 

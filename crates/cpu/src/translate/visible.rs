@@ -25,7 +25,7 @@ use super::joins::Joins;
 use super::window::{self, Role};
 use super::{Block, SCRATCH};
 use crate::emit::asm::Width;
-use crate::emit::{Mem, Reg};
+use crate::emit::{Asm, Mem, Reg};
 use crate::engine::frame::frame_disp;
 
 /// Where the flags are that the guest has before an instruction: one word, as there are many of them.
@@ -469,11 +469,16 @@ impl Block<'_> {
 
     /// Takes back the flags that were put aside. Uses `rcx`.
     pub(super) fn take_flags_back(&mut self) {
-        let aside = Mem::base(Reg::RSP, frame_disp!(aside));
-        self.asm.mov(Width::B64, SCRATCH, Reg::RAX);
-        self.asm.load_zero_extended(Width::B16, Reg::RAX, aside);
-        // add al, 0x7f; sahf
-        self.asm.bytes(&[0x04, 0x7f, 0x9e]);
-        self.asm.mov(Width::B64, Reg::RAX, SCRATCH);
+        emit_flags_back(self.asm);
     }
+}
+
+/// Brings the flags that were put aside into the host's. Uses `rcx`.
+pub(crate) fn emit_flags_back(asm: &mut Asm) {
+    let aside = Mem::base(Reg::RSP, frame_disp!(aside));
+    asm.mov(Width::B64, SCRATCH, Reg::RAX);
+    asm.load_zero_extended(Width::B16, Reg::RAX, aside);
+    // add al, 0x7f; sahf
+    asm.bytes(&[0x04, 0x7f, 0x9e]);
+    asm.mov(Width::B64, Reg::RAX, SCRATCH);
 }
