@@ -7,13 +7,17 @@ use iced_x86::{Instruction, Mnemonic, RflagsBits};
 
 use super::form::{FlagUse, Forms, Traits};
 
+/// The carry, as iced has it.
+pub(crate) const CF: u8 = RflagsBits::CF as u8;
 /// CF, PF, AF, ZF, SF and OF.
-pub(crate) const ARITHMETIC: u32 = RflagsBits::CF
-    | RflagsBits::PF
-    | RflagsBits::AF
-    | RflagsBits::ZF
-    | RflagsBits::SF
-    | RflagsBits::OF;
+pub(crate) const ARITHMETIC: u8 = {
+    use RflagsBits as F;
+    (F::CF | F::PF | F::AF | F::ZF | F::SF | F::OF) as u8
+};
+
+fn arithmetic(flags: u32) -> u8 {
+    flags as u8 & ARITHMETIC
+}
 
 /// What instructions of a form do with flags, whatever their operands and prefixes are.
 ///
@@ -24,12 +28,12 @@ pub(super) fn of_form(instruction: &Instruction) -> FlagUse {
     use Mnemonic as M;
     let written = || {
         let some = instruction.rflags_cleared() | instruction.rflags_set();
-        (instruction.rflags_written() | some) & ARITHMETIC
+        arithmetic(instruction.rflags_written() | some)
     };
     let known = FlagUse {
-        read: instruction.rflags_read() & ARITHMETIC,
+        read: arithmetic(instruction.rflags_read()),
         replaced: 0,
-        touched: instruction.rflags_modified() & ARITHMETIC,
+        touched: arithmetic(instruction.rflags_modified()),
     };
     let shift = FlagUse {
         read: 0,
@@ -44,10 +48,7 @@ pub(super) fn of_form(instruction: &Instruction) -> FlagUse {
             }
         }
         M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Shld | M::Shrd => shift,
-        M::Rcl | M::Rcr => FlagUse {
-            read: RflagsBits::CF,
-            ..shift
-        },
+        M::Rcl | M::Rcr => FlagUse { read: CF, ..shift },
         _ if instruction.is_string_instruction() => known,
         _ => FlagUse {
             replaced: written(),
@@ -59,7 +60,7 @@ pub(super) fn of_form(instruction: &Instruction) -> FlagUse {
 /// Which flags are live, from a block's last instruction to its first.
 #[derive(Debug)]
 pub(super) struct Liveness {
-    wanted: u32,
+    wanted: u8,
 }
 
 impl Default for Liveness {
@@ -75,10 +76,10 @@ impl Liveness {
         instruction: &Instruction,
         traits: Traits,
         uses: FlagUse,
-    ) -> u32 {
+    ) -> u8 {
         // What runs where a branch leads is not known. Code of all kinds comes by: what can do without
         // a branch of the host's does.
-        let conditional = u32::from(traits.contains(Traits::CONDITIONAL));
+        let conditional = u8::from(traits.contains(Traits::CONDITIONAL));
         self.wanted |= ARITHMETIC & conditional.wrapping_neg();
         if traits.contains(Traits::SYSTEM) && instruction.mnemonic() != Mnemonic::Popfq {
             // Others may look while it is done.
@@ -94,7 +95,7 @@ impl Liveness {
 }
 
 /// The flags live before each instruction, handed out from the last to the first.
-pub(super) fn live(instructions: &[Instruction], forms: &Forms, mut each: impl FnMut(usize, u32)) {
+pub(super) fn live(instructions: &[Instruction], forms: &Forms, mut each: impl FnMut(usize, u8)) {
     let mut liveness = Liveness::default();
     for (at, instruction) in instructions.iter().enumerate().rev() {
         let form = forms.of(instruction);

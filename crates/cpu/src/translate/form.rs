@@ -101,11 +101,11 @@ bitflags::bitflags! {
 /// Arithmetic flags, as iced's bits: a bound for all instructions of a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlagUse {
-    pub(crate) read: u32,
+    pub(crate) read: u8,
     /// Those that are surely replaced.
-    pub(crate) replaced: u32,
+    pub(crate) replaced: u8,
     /// Those that may be others behind it.
-    pub(crate) touched: u32,
+    pub(crate) touched: u8,
 }
 
 impl Form {
@@ -126,6 +126,9 @@ pub(crate) struct Named {
     /// Those that are written, by number.
     pub(crate) written: u16,
 }
+
+// Two to a cache line: fresh code asks for many.
+const _: () = assert!(size_of::<Option<Form>>() == 32);
 
 /// The forms met so far.
 ///

@@ -97,8 +97,7 @@ struct Through {
 
 impl Block<'_> {
     /// Translates an instruction that needs no more than other operands.
-    pub(super) fn generic(&mut self, instruction: &Instruction, bytes: &[u8]) {
-        let form = self.forms.of(instruction);
+    pub(super) fn generic(&mut self, instruction: &Instruction, form: &Form, bytes: &[u8]) {
         let memory = has_memory(instruction);
         if memory && form.memory == MemoryUse::Address {
             // Prefetches and long NOPs.

@@ -38,7 +38,7 @@ pub(crate) use address::{address_bits, segment_of};
 pub(crate) use again::Again;
 pub(crate) use calls::{Arrival, DROP, Landing, ReturnSite, emit_arrival, emit_drop};
 pub(crate) use form::Forms;
-use form::Traits;
+use form::{Form, Traits};
 pub(crate) use looping::{LoopMark, LoopMiss, STREAMS};
 pub(crate) use mode::{CodeSize, Mode, SegmentClass};
 pub(crate) use site::{
@@ -46,7 +46,7 @@ pub(crate) use site::{
 };
 pub(crate) use strings::StringMark;
 pub(crate) use visible::{Flags, emit_flags_back};
-use visible::{Now, Straight, Treatments};
+use visible::{Now, Treatments};
 pub(crate) use x87::X87Mark;
 
 /// Scratch registers of translated code.
@@ -159,7 +159,7 @@ pub(crate) struct Translator {
     forms: Forms,
     decoded: Vec<Instruction>,
     plan: window::Plan,
-    live: Vec<bool>,
+    visible: visible::Known,
     joins: joins::Joins,
     ahead: Vec<joins::Ahead>,
     cold: Vec<Cold>,
@@ -291,10 +291,6 @@ impl Translator {
         base: u64,
         start: u32,
     ) -> &[u8] {
-        self.live.clear();
-        self.live.resize(self.decoded.len(), true);
-        let live = &mut self.live;
-        flags::live(&self.decoded, &self.forms, |at, mask| live[at] = mask != 0);
         self.joins.find(&self.decoded);
         self.plan
             .make(&self.decoded, source.mode, &self.forms, &self.joins);
@@ -312,14 +308,14 @@ impl Translator {
         let flags = if source.mode.has(Mode::STEP | Mode::BOUNCE) {
             Treatments::Kept
         } else {
-            Treatments::Straight(Straight {
+            self.visible.find(&visible::Input {
                 instructions: &self.decoded,
-                live: &self.live,
                 forms: &self.forms,
                 joins: &self.joins,
                 spans: &self.plan,
                 poll_at,
-            })
+            });
+            Treatments::Straight(self.visible.code(&self.decoded))
         };
         self.asm.reset(base + u64::from(start));
         self.cold.clear();
@@ -406,7 +402,8 @@ impl Block<'_> {
             }
             let treatment = body.flags.next(index, &mut now, &mut self.tables.again);
             self.index = index;
-            self.begin(instruction, rip, treatment);
+            let form = self.forms.of(instruction);
+            self.begin(instruction, form, rip, treatment);
             if joined {
                 self.join();
             }
@@ -422,19 +419,12 @@ impl Block<'_> {
             }
             let bytes = &body.source.bytes[at..at + instruction.len()];
             at += instruction.len();
-            // What a branch leads to doesn't always come behind the present instruction.
-            self.x87_follows = index + 1 < body.instructions.len()
-                && !self.joins.is_target(index + 1)
-                && self
-                    .forms
-                    .of(&body.instructions[index + 1])
-                    .traits
-                    .contains(Traits::X87)
-                && x87::is_arithmetic(&body.source.bytes[at..]);
+            self.x87_follows =
+                form.traits.contains(Traits::X87) && self.x87_behind(body, index, at);
             if body.poll_at == Some(index) {
                 self.poll();
             }
-            if self.instruction(instruction, bytes) == Flow::Ended {
+            if self.instruction(instruction, form, bytes) == Flow::Ended {
                 return;
             }
         }
@@ -442,6 +432,17 @@ impl Block<'_> {
         self.flags = Flags::HOST;
         let next = rip.wrapping_add(at as u64);
         self.link(self.truncate_ip(next));
+    }
+
+    /// Whether the instruction behind this one, whose bytes begin `at`, is of the x87, too.
+    fn x87_behind(&self, body: &Body<'_>, index: usize, at: usize) -> bool {
+        // What a branch leads to doesn't always come behind the present instruction.
+        let behind = body.instructions.get(index + 1);
+        behind.is_some_and(|behind| {
+            !self.joins.is_target(index + 1)
+                && self.forms.of(behind).traits.contains(Traits::X87)
+                && x87::is_arithmetic(&body.source.bytes[at..])
+        })
     }
 
     /// Writes the way out that must stand right behind the code.
@@ -462,14 +463,20 @@ impl Block<'_> {
         self.asm.bind(ok);
     }
 
-    fn begin(&mut self, instruction: &Instruction, block_rip: u64, flags: visible::Treatment) {
+    fn begin(
+        &mut self,
+        instruction: &Instruction,
+        form: &Form,
+        block_rip: u64,
+        flags: visible::Treatment,
+    ) {
         self.rip = instruction.ip();
         self.flags_live = flags.keeps;
         self.flags = flags.flags;
         self.slots = 0;
         self.must_commit = false;
         self.waits = false;
-        self.align = self.forms.of(instruction).align;
+        self.align = form.align;
         let host = self.here();
         self.tables.marks.push(Mark {
             host,
@@ -550,18 +557,18 @@ impl Block<'_> {
     }
 
     /// Translates one instruction.
-    fn instruction(&mut self, instruction: &Instruction, bytes: &[u8]) -> Flow {
-        if let Some(flow) = self.unavailable(instruction) {
+    fn instruction(&mut self, instruction: &Instruction, form: &Form, bytes: &[u8]) -> Flow {
+        if let Some(flow) = self.unavailable(instruction, form) {
             return flow;
         }
-        let traits = self.forms.of(instruction).traits;
+        let traits = form.traits;
         if traits.contains(Traits::SYSTEM) {
             return self.system(instruction);
         }
-        if let Some(flow) = self.special(instruction, bytes) {
+        if let Some(flow) = self.special(instruction, form, bytes) {
             return self.end_of_instruction(instruction, flow);
         }
-        self.generic(instruction, bytes);
+        self.generic(instruction, form, bytes);
         if traits.contains(Traits::X87) {
             self.note_x87(instruction, bytes);
         }

@@ -4,7 +4,7 @@ use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Regist
 
 use super::LONGEST;
 use super::address::segment_of;
-use super::form::Traits;
+use super::form::{Form, Traits};
 use super::generic::has_memory;
 use super::registers::{number, tmp};
 use super::{Block, Flow, Mode, SCRATCH, T0, T1, Use};
@@ -149,8 +149,8 @@ pub(super) fn is_offered(instruction: &Instruction) -> bool {
 
 impl Block<'_> {
     /// What happens instead where the instruction is not offered, or its unit is switched off.
-    pub(super) fn unavailable(&mut self, instruction: &Instruction) -> Option<Flow> {
-        if !self.forms.of(instruction).traits.contains(Traits::OFFERED) {
+    pub(super) fn unavailable(&mut self, instruction: &Instruction, form: &Form) -> Option<Flow> {
+        if !form.traits.contains(Traits::OFFERED) {
             let too_long = instruction.is_invalid() && instruction.len() >= LONGEST;
             return Some(if too_long {
                 self.raise_general()
@@ -179,9 +179,14 @@ impl Block<'_> {
     }
 
     /// Translates an instruction that has a sequence of its own; `None` if it has none.
-    pub(super) fn special(&mut self, instruction: &Instruction, bytes: &[u8]) -> Option<Flow> {
+    pub(super) fn special(
+        &mut self,
+        instruction: &Instruction,
+        form: &Form,
+        bytes: &[u8],
+    ) -> Option<Flow> {
         use Mnemonic as M;
-        if !self.forms.of(instruction).traits.contains(Traits::SPECIAL) {
+        if !form.traits.contains(Traits::SPECIAL) {
             return None;
         }
         if is_rust(instruction, self.mode) {

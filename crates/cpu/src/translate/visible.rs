@@ -18,7 +18,7 @@
 use iced_x86::Instruction;
 
 use super::again::Again;
-use super::flags::ARITHMETIC;
+use super::flags::{ARITHMETIC, Liveness};
 use super::form::{FlagUse, Form, Forms, Traits};
 use super::generic::has_memory;
 use super::joins::Joins;
@@ -88,47 +88,58 @@ impl Treatment {
     }
 }
 
-/// What is asked of each instruction of a block or loop.
-pub(super) trait Code {
-    fn instructions(&self) -> &[Instruction];
-    /// Some of the flags that it finds are read, by it or behind it.
-    fn is_live(&self, index: usize) -> bool;
-    /// Somebody may look at those that it finds.
-    fn shows(&self, index: usize) -> bool;
-    /// It has a check, which could destroy them.
-    fn checks(&self, index: usize) -> bool;
-    /// Branches of the block lead to it.
-    fn is_joined(&self, index: usize) -> bool;
-    /// How many of the flags that count it replaces.
-    fn replaces(&self, index: usize) -> Replaces;
-    /// Registers that it may write, a bit for each.
-    fn written(&self, index: usize) -> u16;
-}
-
-/// How many flags an instruction replaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Replaces {
-    None,
-    Some,
-    All,
-}
-
-impl Replaces {
-    fn of(uses: FlagUse, count: u32) -> Self {
-        if uses.replaced & count == count {
-            Self::All
-        } else if uses.touched & count != 0 {
-            Self::Some
-        } else {
-            Self::None
-        }
+bitflags::bitflags! {
+    /// What an instruction has to do with flags.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Traffic: u8 {
+        /// Some of those that it finds are read, by it or behind it.
+        const LIVE = 1;
+        /// Somebody may look at those that it finds.
+        const SHOWS = 1 << 1;
+        /// It has a check, which could destroy them.
+        const CHECKS = 1 << 2;
+        /// Branches of the block lead to it.
+        const JOINED = 1 << 3;
+        /// It replaces all that count.
+        const REPLACES_ALL = 1 << 4;
+        /// It replaces some of them, and not all.
+        const REPLACES_SOME = 1 << 5;
     }
 }
 
-/// Whether somebody may look at the flags that this instruction finds: it can fault.
-fn may_fault(instruction: &Instruction, form: &Form) -> bool {
-    let accesses = form.traits.contains(Traits::ACCESSES) && has_memory(instruction);
-    form.traits.contains(Traits::MAY_FAULT) || accesses
+impl Traffic {
+    /// It or nothing, without a branch: code of all kinds comes by, and none would be foretold.
+    fn when(self, condition: bool) -> Self {
+        Self::from_bits_retain(self.bits() * u8::from(condition))
+    }
+
+    fn replaces(uses: FlagUse, count: u8) -> Self {
+        let all = uses.replaced & count == count;
+        let some = uses.touched & count != 0;
+        Self::REPLACES_ALL.when(all) | Self::REPLACES_SOME.when(some).when(!all)
+    }
+
+    /// [`Self::SHOWS`] where the instruction can fault.
+    fn faults(instruction: &Instruction, form: &Form) -> Self {
+        let accesses = form.traits.contains(Traits::ACCESSES);
+        let always = form.traits.contains(Traits::MAY_FAULT);
+        Self::SHOWS.when(always) | Self::SHOWS.when(accesses).when(has_memory(instruction))
+    }
+}
+
+/// What is known of an instruction.
+#[derive(Clone, Copy, Debug)]
+struct Facts {
+    traffic: Traffic,
+    /// Registers that it may write, a bit for each.
+    written: u16,
+}
+
+/// The instructions of a block or a loop.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Code<'a> {
+    instructions: &'a [Instruction],
+    facts: &'a [Facts],
 }
 
 /// What comes from an instruction on, until all flags are replaced.
@@ -145,26 +156,26 @@ struct Ahead {
 }
 
 impl Ahead {
-    fn of(code: &impl Code, index: usize) -> Self {
+    fn of(code: Code<'_>, index: usize) -> Self {
         let mut ahead = Self::default();
         let (mut written, mut some) = (0, false);
-        for at in index..code.instructions().len() {
-            if at > index && code.is_joined(at) {
+        for (at, facts) in code.facts.iter().enumerate().skip(index) {
+            let traffic = facts.traffic;
+            if at > index && traffic.contains(Traffic::JOINED) {
                 ahead.bound = true;
                 break;
             }
-            if code.shows(at) {
+            if traffic.contains(Traffic::SHOWS) {
                 ahead.looks = true;
                 ahead.bound |= some;
                 ahead.written = written;
-                ahead.checks += u8::from(code.checks(at));
+                ahead.checks += u8::from(traffic.contains(Traffic::CHECKS));
             }
-            match code.replaces(at) {
-                Replaces::All => break,
-                Replaces::Some => some = true,
-                Replaces::None => {}
+            if traffic.contains(Traffic::REPLACES_ALL) {
+                break;
             }
-            written |= code.written(at);
+            some |= traffic.contains(Traffic::REPLACES_SOME);
+            written |= facts.written;
         }
         ahead
     }
@@ -201,15 +212,16 @@ impl Now {
     #[inline]
     pub(super) fn step(
         &mut self,
-        code: &impl Code,
+        code: Code<'_>,
         index: usize,
         checks: Checks,
         again: &mut Vec<Again>,
     ) -> Option<Treatment> {
-        if code.is_joined(index) {
+        let Facts { traffic, written } = code.facts[index];
+        if traffic.contains(Traffic::JOINED) {
             self.last = None;
         }
-        let live = code.is_live(index);
+        let live = traffic.contains(Traffic::LIVE);
         if live {
             self.flags = Flags::HOST;
         }
@@ -217,26 +229,22 @@ impl Now {
             flags: self.flags,
             ..Treatment::kept(live)
         };
-        let exact = self.flags == Flags::HOST;
-        if exact && !live && checks != Checks::None && code.checks(index) {
+        let destroys = traffic & (Traffic::CHECKS | Traffic::LIVE) == Traffic::CHECKS;
+        if destroys && self.flags == Flags::HOST && checks != Checks::None {
             treatment = self.check(code, index, checks, again);
             self.flags = treatment.flags;
         }
-        self.written |= code.written(index);
-        match code.replaces(index) {
-            Replaces::None => {}
-            Replaces::Some => {
-                self.last = None;
-                if self.flags != Flags::HOST {
-                    self.flags = replaces_some(self.flags, code, index, again)?;
-                    treatment.takes_back = self.flags == Flags::HOST;
-                }
-            }
-            Replaces::All => {
-                *self = Self {
-                    last: Some(index),
-                    ..Self::default()
-                };
+        self.written |= written;
+        if traffic.contains(Traffic::REPLACES_ALL) {
+            *self = Self {
+                last: Some(index),
+                ..Self::default()
+            };
+        } else if traffic.contains(Traffic::REPLACES_SOME) {
+            self.last = None;
+            if self.flags != Flags::HOST {
+                self.flags = replaces_some(self.flags, code, index, again)?;
+                treatment.takes_back = self.flags == Flags::HOST;
             }
         }
         Some(treatment)
@@ -245,7 +253,7 @@ impl Now {
     /// The treatment where a check comes while the host's flags are the guest's, and live for no one.
     fn check(
         &self,
-        code: &impl Code,
+        code: Code<'_>,
         index: usize,
         checks: Checks,
         again: &mut Vec<Again>,
@@ -253,7 +261,7 @@ impl Now {
         let ahead = Ahead::of(code, index);
         let kept = |how: &Again| how.registers() & (self.written | ahead.written) == 0;
         let last = self.last.filter(|_| !ahead.bound);
-        let how = last.and_then(|last| Again::of(&code.instructions()[last]));
+        let how = last.and_then(|last| Again::of(&code.instructions[last]));
         if let Some(how) = how.filter(kept) {
             return Treatment {
                 flags: Flags::again(how, again),
@@ -275,7 +283,7 @@ impl Now {
 /// the guest's. `None` if there is no way.
 fn replaces_some(
     flags: Flags,
-    code: &impl Code,
+    code: Code<'_>,
     index: usize,
     again: &mut Vec<Again>,
 ) -> Option<Flags> {
@@ -287,7 +295,7 @@ fn replaces_some(
     let carry_aside = flags
         .number()
         .is_none_or(|number| again[number].has_carry_aside());
-    let how = Again::of(&code.instructions()[index]);
+    let how = Again::of(&code.instructions[index]);
     let kept = |how: &Again| how.keeps_carry() && how.registers() & ahead.written == 0;
     match how.filter(kept) {
         Some(how) if carry_aside => Some(Flags::again(how.with_carry_aside(), again)),
@@ -296,95 +304,90 @@ fn replaces_some(
     }
 }
 
-/// A block, as it is run from its beginning to its end.
-#[derive(Clone, Copy)]
-pub(super) struct Straight<'a> {
+/// A block's instructions, with what else is known of them.
+pub(super) struct Input<'a> {
     pub(super) instructions: &'a [Instruction],
-    pub(super) live: &'a [bool],
     pub(super) forms: &'a Forms,
     pub(super) joins: &'a Joins,
     pub(super) spans: &'a window::Plan,
     pub(super) poll_at: Option<usize>,
 }
 
-impl Code for Straight<'_> {
-    fn instructions(&self) -> &[Instruction] {
-        self.instructions
-    }
-
-    fn is_live(&self, index: usize) -> bool {
-        self.live[index]
-    }
-
-    fn shows(&self, index: usize) -> bool {
+impl Input<'_> {
+    #[inline]
+    fn facts(&self, index: usize, liveness: &mut Liveness) -> Facts {
         let instruction = &self.instructions[index];
         let form = self.forms.of(instruction);
-        let faults = form.traits.contains(Traits::MAY_FAULT);
-        let accesses = match self.spans.brief(index).accesses {
-            Some(accesses) => accesses,
-            None => form.traits.contains(Traits::ACCESSES) && has_memory(instruction),
-        };
-        faults || accesses || self.poll_at == Some(index)
-    }
-
-    fn checks(&self, index: usize) -> bool {
-        let first = self.spans.role(index) != Role::Member;
-        first && self.shows(index) || self.poll_at == Some(index)
-    }
-
-    fn is_joined(&self, index: usize) -> bool {
-        self.joins.is_target(index)
-    }
-
-    fn replaces(&self, index: usize) -> Replaces {
-        Replaces::of(self.forms.of(&self.instructions[index]).flags, ARITHMETIC)
-    }
-
-    fn written(&self, index: usize) -> u16 {
-        self.spans.brief(index).written
+        let live = liveness.before(instruction, form.traits, form.flags) != 0;
+        let polls = self.poll_at == Some(index);
+        let member = self.spans.role(index) == Role::Member;
+        let faults = Traffic::faults(instruction, form);
+        let checks = Traffic::CHECKS.when(!member).when(!faults.is_empty());
+        let polled = (Traffic::SHOWS | Traffic::CHECKS).when(polls);
+        let joined = Traffic::JOINED.when(self.joins.is_target(index));
+        let replaces = Traffic::replaces(form.flags, ARITHMETIC);
+        Facts {
+            traffic: Traffic::LIVE.when(live) | faults | checks | polled | joined | replaces,
+            written: self.spans.written(index),
+        }
     }
 }
 
-/// The instructions of a loop.
+/// What is known of a block's instructions.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    facts: Vec<Facts>,
+}
+
+impl Known {
+    /// Works it out.
+    pub(super) fn find(&mut self, input: &Input<'_>) {
+        let nothing = Facts {
+            traffic: Traffic::empty(),
+            written: 0,
+        };
+        self.facts.clear();
+        self.facts.resize(input.instructions.len(), nothing);
+        let mut liveness = Liveness::default();
+        for (index, facts) in self.facts.iter_mut().enumerate().rev() {
+            *facts = input.facts(index, &mut liveness);
+        }
+    }
+
+    /// These instructions, which it was found out of.
+    pub(super) fn code<'a>(&'a self, instructions: &'a [Instruction]) -> Code<'a> {
+        let facts = &self.facts;
+        Code {
+            instructions,
+            facts,
+        }
+    }
+}
+
+/// The instructions of a loop, with what else is known of them.
 pub(super) struct Looped<'a> {
     pub(super) instructions: &'a [Instruction],
     pub(super) forms: &'a Forms,
-    /// The flags that count, and those of them that are live.
-    pub(super) count: u32,
+    /// The flags that count, and before which instructions some of them are live.
+    pub(super) count: u8,
     pub(super) live: &'a [bool],
     /// Which have a check in a single round.
     pub(super) checks: &'a [bool],
     pub(super) written: &'a [u16],
 }
 
-impl Code for Looped<'_> {
-    fn instructions(&self) -> &[Instruction] {
-        self.instructions
-    }
-
-    fn is_live(&self, index: usize) -> bool {
-        self.live[index]
-    }
-
-    fn shows(&self, index: usize) -> bool {
+impl Looped<'_> {
+    fn facts(&self, index: usize) -> Facts {
         let instruction = &self.instructions[index];
-        may_fault(instruction, self.forms.of(instruction))
-    }
-
-    fn checks(&self, index: usize) -> bool {
-        self.checks[index]
-    }
-
-    fn is_joined(&self, _: usize) -> bool {
-        false
-    }
-
-    fn replaces(&self, index: usize) -> Replaces {
-        Replaces::of(self.forms.of(&self.instructions[index]).flags, self.count)
-    }
-
-    fn written(&self, index: usize) -> u16 {
-        self.written[index]
+        let form = self.forms.of(instruction);
+        let traffic = Traffic::LIVE.when(self.live[index])
+            | Traffic::faults(instruction, form)
+            | Traffic::CHECKS.when(self.checks[index])
+            | Traffic::replaces(form.flags, self.count);
+        Facts {
+            traffic,
+            written: self.written[index],
+        }
     }
 }
 
@@ -401,7 +404,13 @@ pub(super) struct LoopFlags {
 
 impl LoopFlags {
     /// Works it out.
-    pub(super) fn make(code: &Looped<'_>, again: &mut Vec<Again>) -> Option<Self> {
+    pub(super) fn make(looped: &Looped<'_>, again: &mut Vec<Again>) -> Option<Self> {
+        let all = 0..looped.instructions.len();
+        let facts: Vec<_> = all.map(|index| looped.facts(index)).collect();
+        let code = Code {
+            instructions: looped.instructions,
+            facts: &facts,
+        };
         let mut now = Now::default();
         let later = round(&mut now, code, Checks::None, again)?;
         let head = now.check(code, 0, Checks::Destroy, again).flags;
@@ -409,7 +418,7 @@ impl LoopFlags {
         let single = round(&mut Now::with(head), code, Checks::Destroy, again)?;
         // Who puts them aside doesn't have those that don't count.
         let puts_aside = head == Flags::ASIDE || single.iter().any(|t| t.puts_aside);
-        (code.count == ARITHMETIC || !puts_aside).then_some(Self {
+        (looped.count == ARITHMETIC || !puts_aside).then_some(Self {
             head,
             first,
             later,
@@ -421,11 +430,11 @@ impl LoopFlags {
 /// The treatments in one round.
 fn round(
     now: &mut Now,
-    code: &Looped<'_>,
+    code: Code<'_>,
     checks: Checks,
     again: &mut Vec<Again>,
 ) -> Option<Vec<Treatment>> {
-    (0..code.instructions.len())
+    (0..code.facts.len())
         .map(|index| now.step(code, index, checks, again))
         .collect()
 }
@@ -436,7 +445,7 @@ pub(super) enum Treatments<'a> {
     /// All is kept.
     Kept,
     /// They are decided on the way.
-    Straight(Straight<'a>),
+    Straight(Code<'a>),
     Planned(&'a [Treatment]),
 }
 
@@ -448,7 +457,7 @@ impl Treatments<'_> {
             Self::Kept => Treatment::kept(true),
             Self::Planned(all) => all[index],
             Self::Straight(code) => {
-                let treatment = now.step(code, index, Checks::Keep, again);
+                let treatment = now.step(*code, index, Checks::Keep, again);
                 debug_assert!(treatment.is_some(), "what can be kept is never missing");
                 treatment.unwrap_or_default()
             }

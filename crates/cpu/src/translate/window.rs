@@ -276,31 +276,6 @@ fn stack_facts(instruction: &Instruction) -> Option<Facts> {
 pub(super) struct Plan {
     roles: Vec<Role>,
     facts: Vec<Option<Facts>>,
-    briefs: Vec<Brief>,
-}
-
-/// What others want to know of an instruction.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Brief {
-    /// The general registers that it may write, but for the stack pointer where it moves by a constant.
-    pub(super) written: u16,
-    /// Its operand in memory is accessed, if that is known.
-    pub(super) accesses: Option<bool>,
-}
-
-impl Brief {
-    fn of(facts: Option<&Facts>) -> Self {
-        match facts {
-            Some(facts) => Self {
-                written: facts.written,
-                accesses: Some(facts.access.is_some()),
-            },
-            None => Self {
-                written: u16::MAX,
-                accesses: None,
-            },
-        }
-    }
 }
 
 impl Plan {
@@ -315,12 +290,8 @@ impl Plan {
         self.roles.clear();
         self.roles.resize(instructions.len(), Role::None);
         self.facts.clear();
-        self.briefs.clear();
-        for instruction in instructions {
-            let facts = facts(instruction, forms);
-            self.briefs.push(Brief::of(facts.as_ref()));
-            self.facts.push(facts);
-        }
+        let all = instructions.iter().map(|i| facts(i, forms));
+        self.facts.extend(all);
         if !mode.is_64() || mode.has(Mode::STEP | Mode::BOUNCE | Mode::UNSHARED) {
             return;
         }
@@ -336,8 +307,10 @@ impl Plan {
         }
     }
 
-    pub(super) fn brief(&self, index: usize) -> Brief {
-        self.briefs[index]
+    /// The general registers that an instruction may write, but for the stack pointer where it moves by
+    /// a constant.
+    pub(super) fn written(&self, index: usize) -> u16 {
+        self.facts[index].map_or(u16::MAX, |facts| facts.written)
     }
 
     /// The role of an instruction.

@@ -410,7 +410,7 @@ pub(super) fn plan(
     plan.choose_rounds(body, all, forms);
     let count = match carry {
         Carry::Dead => super::flags::ARITHMETIC,
-        Carry::Aside => super::flags::ARITHMETIC & !RflagsBits::CF,
+        Carry::Aside => super::flags::ARITHMETIC & !super::flags::CF,
     };
     let checks: Vec<_> = plan
         .operands
@@ -438,9 +438,9 @@ fn flags(instructions: &[Instruction], forms: &Forms) -> (Vec<bool>, Carry) {
     let untouched = instructions
         .iter()
         .all(|i| (i.rflags_read() | i.rflags_modified()) & RflagsBits::CF == 0);
-    let aside = untouched && masks[0] == RflagsBits::CF;
+    let aside = untouched && masks[0] == super::flags::CF;
     let (ignored, carry) = if aside {
-        (RflagsBits::CF, Carry::Aside)
+        (super::flags::CF, Carry::Aside)
     } else {
         (0, Carry::Dead)
     };
