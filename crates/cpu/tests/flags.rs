@@ -270,3 +270,37 @@ fn an_interrupt_finds_the_flags_of_a_search() {
     bytes.push(1);
     interrupted(&code, &bytes, &[(3, nine), (0, one), (11, one)]);
 }
+
+/// A span that crosses a page goes on in another translation, from the second time on without leaving.
+#[test]
+fn a_span_across_a_page_brings_flags_along() {
+    let writers: [&[u8]; 10] = [
+        &[0x48, 0x39, 0xd8],             // cmp %rbx,%rax
+        &[0x3c, 0x81],                   // cmp $0x81,%al
+        &[0x85, 0xd8],                   // test %ebx,%eax
+        &[0x66, 0x21, 0xd8],             // and %bx,%ax
+        &[0x48, 0x29, 0xd8],             // sub %rbx,%rax
+        &[0x2d, 0x00, 0x00, 0x00, 0x80], // sub $0x80000000,%eax
+        &[0x00, 0xd8],                   // add %bl,%al
+        &[0x4d, 0x01, 0xd9],             // add %r11,%r9
+        &[0xf7, 0xd8],                   // neg %eax
+        &[0xd1, 0xe0],                   // shl %eax
+    ];
+    // mov (%rsi),%ecx; mov 4(%rsi),%edx; mov (%rdi),%ecx; xor %eax,%eax; hlt
+    let rest = [0x8b, 0x0e, 0x8b, 0x56, 0x04, 0x8b, 0x0f, 0x31, 0xc0, 0xf4];
+    for writer in writers {
+        let mut machine = Machine::new(&[writer, &rest].concat());
+        for rbx in [0x7fff_fff0, 0x8000_0001, 3] {
+            let at = (RAM_BYTES, DATA + 0xffc);
+            begin(&mut machine, at, rbx);
+            let exit = by_steps(&mut machine);
+            let expected = registers(machine.vcpu.state());
+            for _ in 0..3 {
+                begin(&mut machine, at, rbx);
+                assert_eq!(machine.run(), exit, "{writer:x?}");
+                let found = registers(machine.vcpu.state());
+                assert_eq!(found, expected, "{writer:x?}, {rbx:x}");
+            }
+        }
+    }
+}

@@ -335,6 +335,16 @@ impl Asm {
         }
     }
 
+    /// `add`, `sub` and the like, by the opcode for registers as wide as a word: `op dst, src`.
+    pub(crate) fn alu(&mut self, width: Width, opcode: u8, dst: Reg, src: Reg) {
+        self.op_reg(width, Map::One, Self::opcode_for(width, opcode), src.0, dst);
+    }
+
+    /// `neg reg`.
+    pub(crate) fn negate(&mut self, width: Width, reg: Reg) {
+        self.op_reg(width, Map::One, Self::opcode_for(width, 0xf7), 3, reg);
+    }
+
     /// The shortest `mov reg, imm`.
     pub(crate) fn mov_imm(&mut self, reg: Reg, value: u64) {
         if u32::try_from(value).is_ok() {

@@ -24,30 +24,36 @@ use crate::Platform;
 use crate::emit::asm::Width;
 use crate::emit::{Asm, Mem, Reg};
 use crate::system::Abort;
-use crate::translate::{Access, Flags, Mode, SCRATCH, Span, T0, T1, emit_exit, emit_flags_back};
+use crate::translate::{
+    Access, Again, Flags, Mode, SCRATCH, Span, T0, T1, emit_exit, emit_flags_back,
+};
 
 /// With where a span of `length` bytes begins in `T0`: goes to `elsewhere` if it crosses a page, else
-/// leaves by `site`. Keeps flags, or where they were put aside brings them back: the other translation
-/// finds them in the host's.
-fn emit_detour(
-    asm: &mut Asm,
-    length: i32,
-    (elsewhere, flags): (u64, Flags),
-    site: u32,
-    leave: u64,
-) {
+/// leaves by `site`. Keeps flags, or brings them back from where they are: the other translation finds
+/// them in the host's.
+fn emit_detour(asm: &mut Asm, length: i32, flags: Back, elsewhere: u64, site: u32, leave: u64) {
     asm.lea(Width::B64, SCRATCH, Mem::base(T0, length - 1));
     asm.shrx(SCRATCH, SCRATCH, Reg::RSP);
     asm.shrx(T1, T0, Reg::RSP);
     asm.not(T1);
     asm.lea(Width::B64, SCRATCH, Mem::indexed(SCRATCH, T1, 0, 1));
     let same = asm.jrcxz();
-    if flags == Flags::ASIDE {
-        emit_flags_back(asm);
+    match flags {
+        Back::AreThere => {}
+        Back::Aside => emit_flags_back(asm),
+        Back::Again(again) => again.emit(asm),
     }
     asm.jmp_to(elsewhere);
     asm.bind(same);
     emit_exit(asm, site, leave);
+}
+
+/// How flags come back into the host's.
+#[derive(Clone, Copy, Debug)]
+enum Back {
+    AreThere,
+    Aside,
+    Again(Again),
 }
 
 impl Vcpu {
@@ -85,15 +91,24 @@ impl Vcpu {
     /// Lets the cold stub of a span lead to a block without spans where the span crosses a page.
     fn detour(&mut self, site: u32, span: Span, number: u32) {
         let block = self.blocks.blocks[number as usize];
-        let flags = self.tables.sites[site as usize].flags;
-        // What is to be worked out again is so in Rust alone.
-        if flags.number().is_some() || block.second.is_some() || !self.may_chain() {
+        let flags = self.flags_back(self.tables.sites[site as usize].flags);
+        let Some(flags) = flags.filter(|_| block.second.is_none() && self.may_chain()) else {
             return;
-        }
+        };
+        let length = span.high - span.low;
         let entry = self.emit(|asm, base| {
             let elsewhere = base + u64::from(block.plain);
-            emit_detour(asm, span.high - span.low, (elsewhere, flags), site, base);
+            emit_detour(asm, length, flags, elsewhere, site, base);
         });
         self.cache.patch_jump(span.exit, entry);
+    }
+
+    /// How flags come back from where they are; `None` where Rust alone can do it.
+    fn flags_back(&self, flags: Flags) -> Option<Back> {
+        match flags.number().map(|number| self.tables.again[number]) {
+            None if flags == Flags::ASIDE => Some(Back::Aside),
+            None => Some(Back::AreThere),
+            Some(again) => (!again.keeps_carry()).then_some(Back::Again(again)),
+        }
     }
 }

@@ -8,7 +8,10 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use x86::rflags::{self, of_difference, of_result, of_sum};
 
-use super::registers::number;
+use super::registers::{Home, home, number};
+use super::{SCRATCH, T0};
+use crate::emit::Asm;
+use crate::emit::asm::Width;
 
 /// A register of the guest, or a constant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +125,7 @@ impl Again {
     }
 
     /// Whether it leaves the carry alone.
-    pub(super) fn keeps_carry(&self) -> bool {
+    pub(crate) fn keeps_carry(&self) -> bool {
         matches!(self.done, Done::Increment | Done::Decrement)
     }
 
@@ -134,6 +137,39 @@ impl Again {
                 Value::Register(guest) => all | 1 << guest,
                 Value::Constant(_) => all,
             })
+    }
+
+    /// Does it again in the host's flags, for what does not leave the carry alone. Uses `rcx` and `T0`.
+    pub(crate) fn emit(&self, asm: &mut Asm) {
+        const ADD: u8 = 0x01;
+        const AND: u8 = 0x21;
+        const SUB: u8 = 0x29;
+        const CMP: u8 = 0x39;
+        let (left, right) = (SCRATCH, T0);
+        for (value, reg) in [(self.left, left), (self.right, right)] {
+            match value {
+                Value::Constant(constant) => asm.mov_imm(reg, constant),
+                Value::Register(guest) => match home(guest) {
+                    Home::Host(from) => asm.mov(Width::B64, reg, from),
+                    Home::Frame(m) => asm.load(Width::B64, reg, m),
+                },
+            }
+        }
+        let steps: &[u8] = match self.done {
+            Done::And => &[AND],
+            Done::Compare => &[CMP],
+            Done::Subtract | Done::Decrement => &[ADD, SUB],
+            Done::Add | Done::Increment => &[SUB, ADD],
+            Done::Negate => &[],
+        };
+        let width = Width::of_bytes(u32::from(self.bits) / 8);
+        if self.done == Done::Negate {
+            asm.negate(width, left);
+            asm.negate(width, left);
+        }
+        for opcode in steps {
+            asm.alu(width, *opcode, left, right);
+        }
     }
 
     /// The arithmetic flags, as RFLAGS has them, given the general registers, and the flags in the

@@ -338,8 +338,8 @@ fn traits(instruction: &Instruction, form: &Form) -> Traits {
     traits.set(Traits::X87, is_x87(instruction));
     traits.set(Traits::MMX, mmx);
     traits.set(Traits::STACK, instruction.is_stack_instruction());
-    let plain = super::window::is_plain_integer(instruction.mnemonic());
-    traits.set(Traits::PLAIN_INTEGER, plain);
+    let plain_integer = super::window::is_plain_integer(instruction.mnemonic());
+    traits.set(Traits::PLAIN_INTEGER, plain_integer);
     let plain = super::window::is_plain_vector(instruction, form);
     traits.set(Traits::PLAIN_VECTOR, plain);
     traits.set(Traits::NEXT, next);
@@ -356,20 +356,59 @@ fn traits(instruction: &Instruction, form: &Form) -> Traits {
     traits.set(Traits::ACCESSES, accesses);
     let ends = traits.intersects(Traits::SYSTEM | Traits::MAY_END);
     let others = Traits::X87 | Traits::MMX | Traits::STACK;
+    let harmless = plain_integer || is_harmless(instruction.mnemonic());
     traits.set(
         Traits::MAY_FAULT,
-        vector || ends || traits.intersects(others) || faults_by_itself(instruction.mnemonic()),
+        vector || ends || traits.intersects(others) || !harmless,
     );
     traits
 }
 
-/// Whether the instruction can fault though nothing else about it says so: what waits for the x87, the
-/// hints that are `#UD` with a register on AMD's CPUs, divisions.
-fn faults_by_itself(mnemonic: Mnemonic) -> bool {
+/// Integer instructions beyond those of [`Traits::PLAIN_INTEGER`] that fault by their operand in memory
+/// alone.
+fn is_harmless(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
-        M::Emms | M::Wait | M::Reservednop | M::Div | M::Idiv | M::Aam
+        M::Imul
+            | M::Mul
+            | M::Mulx
+            | M::Xchg
+            | M::Xadd
+            | M::Cmpxchg
+            | M::Bswap
+            | M::Movbe
+            | M::Cbw
+            | M::Cwde
+            | M::Cdqe
+            | M::Cwd
+            | M::Cdq
+            | M::Cqo
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Bsf
+            | M::Bsr
+            | M::Tzcnt
+            | M::Lzcnt
+            | M::Popcnt
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
+            | M::Shrd
+            | M::Shlx
+            | M::Shrx
+            | M::Sarx
+            | M::Rorx
+            | M::Andn
+            | M::Clc
+            | M::Stc
+            | M::Cmc
+            | M::Lahf
+            | M::Sahf
     )
 }
 
