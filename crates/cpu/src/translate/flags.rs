@@ -3,9 +3,9 @@
 //! The guest's flags live in the host's. At a block's end all of them count as read. What is visible of
 //! those that nothing reads is another matter: see [`super::visible`].
 
-use iced_x86::{Instruction, Mnemonic, RflagsBits};
+use iced_x86::{FlowControl, Instruction, Mnemonic, RflagsBits};
 
-use super::form::{FlagUse, Forms, Traits};
+use super::form::{FlagUse, Forms};
 
 /// The carry, as iced has it.
 pub(crate) const CF: u8 = RflagsBits::CF as u8;
@@ -57,48 +57,54 @@ pub(super) fn of_form(instruction: &Instruction) -> FlagUse {
     }
 }
 
-/// Which flags are live, from a block's last instruction to its first.
-#[derive(Debug)]
-pub(super) struct Liveness {
-    wanted: u8,
+/// What instructions of a form mean for those in front of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Passing {
+    read: u8,
+    replaced: u8,
 }
 
-impl Default for Liveness {
-    fn default() -> Self {
-        Self { wanted: ARITHMETIC }
-    }
-}
+/// Behind a block's last instruction all flags are wanted.
+pub(super) const AT_END: u8 = ARITHMETIC;
 
-impl Liveness {
-    /// Goes in front of an instruction, which uses flags so: those live there.
-    pub(super) fn before(
-        &mut self,
-        instruction: &Instruction,
-        traits: Traits,
-        uses: FlagUse,
-    ) -> u8 {
-        // What runs where a branch leads is not known. Code of all kinds comes by: what can do without
-        // a branch of the host's does.
-        let conditional = u8::from(traits.contains(Traits::CONDITIONAL));
-        self.wanted |= ARITHMETIC & conditional.wrapping_neg();
-        if traits.contains(Traits::SYSTEM) && instruction.mnemonic() != Mnemonic::Popfq {
-            // Others may look while it is done.
-            self.wanted = ARITHMETIC;
+impl Passing {
+    pub(super) fn of(instruction: &Instruction, uses: FlagUse) -> Self {
+        let conditional = instruction.flow_control() == FlowControl::ConditionalBranch;
+        let system = crate::system::is_system(instruction);
+        let popf = instruction.mnemonic() == Mnemonic::Popfq;
+        let division = matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+        // What runs where a branch leads is not known; while a system instruction is done others may
+        // look. The handler of #DE sees all flags; the division takes long enough.
+        let behind = conditional || system && !popf;
+        let read = match (division, behind) {
+            (true, _) => ARITHMETIC,
+            (_, true) => ARITHMETIC & !uses.replaced | uses.read,
+            _ => uses.read,
+        };
+        let all = division || behind;
+        Self {
+            read,
+            replaced: if all { ARITHMETIC } else { uses.replaced },
         }
-        self.wanted = self.wanted & !uses.replaced | uses.read;
-        if traits.contains(Traits::DIVISION) {
-            // The handler of #DE sees them; the division takes long enough.
-            self.wanted = ARITHMETIC;
-        }
-        self.wanted
+    }
+
+    /// The flags live in front of it, given those behind it.
+    pub(super) fn before(self, wanted: u8) -> u8 {
+        wanted & !self.replaced | self.read
     }
 }
 
-/// The flags live before each instruction, handed out from the last to the first.
-pub(super) fn live(instructions: &[Instruction], forms: &Forms, mut each: impl FnMut(usize, u8)) {
-    let mut liveness = Liveness::default();
-    for (at, instruction) in instructions.iter().enumerate().rev() {
-        let form = forms.of(instruction);
-        each(at, liveness.before(instruction, form.traits, form.flags));
-    }
+/// The flags live before each instruction.
+pub(super) fn live(instructions: &[Instruction], forms: &Forms) -> Vec<u8> {
+    let mut wanted = AT_END;
+    let mut live: Vec<_> = instructions
+        .iter()
+        .rev()
+        .map(|instruction| {
+            wanted = forms.of(instruction).conduct.passing.before(wanted);
+            wanted
+        })
+        .collect();
+    live.reverse();
+    live
 }

@@ -7,6 +7,7 @@ use iced_x86::{
 };
 
 use super::registers::RegisterFacts;
+use super::visible::Conduct;
 
 /// Which field of the encoding holds a register operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +61,8 @@ pub(crate) struct Form {
     writes: u8,
     /// The alignment that a memory operand must have.
     pub(crate) align: u8,
-    /// What it does with arithmetic flags.
-    pub(crate) flags: FlagUse,
+    /// What it has to do with arithmetic flags.
+    pub(crate) conduct: Conduct,
 }
 
 bitflags::bitflags! {
@@ -88,13 +89,11 @@ bitflags::bitflags! {
         const PLAIN_VECTOR = 1 << 8;
         /// The next instruction follows it.
         const NEXT = 1 << 9;
-        const CONDITIONAL = 1 << 10;
-        const DIVISION = 1 << 11;
         /// Can fault even without an operand in memory: a floating-point instruction, say, where the
         /// guest has unmasked exceptions.
-        const MAY_FAULT = 1 << 12;
+        const MAY_FAULT = 1 << 10;
         /// Accesses its memory operand, if it has one.
-        const ACCESSES = 1 << 13;
+        const ACCESSES = 1 << 11;
     }
 }
 
@@ -281,7 +280,7 @@ impl Forms {
                 Mnemonic::Cmp | Mnemonic::Test
             )),
             align: super::generic::memory_alignment(instruction),
-            flags: super::flags::of_form(instruction),
+            conduct: Conduct::of(instruction, Traits::empty()),
         };
         let mut count = 0;
         for operand in 0..instruction.op_count() {
@@ -308,6 +307,7 @@ impl Forms {
             bits => Some(bits as u8),
         };
         form.traits = traits(instruction, &form);
+        form.conduct = Conduct::of(instruction, form.traits);
         form
     }
 }
@@ -328,7 +328,6 @@ fn traits(instruction: &Instruction, form: &Form) -> Traits {
     let offered = super::special::is_offered(instruction);
     let rust = instruction.is_string_instruction() || super::special::runs_in_rust(instruction);
     let mmx = instruction.op0_register().is_mm() || instruction.op1_register().is_mm();
-    let division = matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
     let mut traits = Traits::empty();
     traits.set(Traits::SYSTEM, system);
     traits.set(Traits::MAY_END, !next || system || !offered || rust);
@@ -343,9 +342,6 @@ fn traits(instruction: &Instruction, form: &Form) -> Traits {
     let plain = super::window::is_plain_vector(instruction, form);
     traits.set(Traits::PLAIN_VECTOR, plain);
     traits.set(Traits::NEXT, next);
-    let conditional = instruction.flow_control() == FlowControl::ConditionalBranch;
-    traits.set(Traits::CONDITIONAL, conditional);
-    traits.set(Traits::DIVISION, division);
     let vector = (0..instruction.op_count()).any(|i| {
         let register = instruction.op_register(i);
         register.is_vector_register() || register.is_mm()

@@ -10,7 +10,7 @@
 use iced_x86::Instruction;
 
 use super::Block;
-use super::branch::{is_side_exit, target_of};
+use super::branch::target_of;
 use crate::emit::Fixup;
 
 /// Which instructions of a block are reached by branches of its own.
@@ -24,19 +24,16 @@ pub(super) struct Joins {
 }
 
 impl Joins {
-    /// Looks for them.
-    pub(super) fn find(&mut self, instructions: &[Instruction]) {
+    /// Looks for them, given the numbers of the branches that don't end the block.
+    pub(super) fn find(&mut self, instructions: &[Instruction], branches: &[u8]) {
         self.any = false;
         self.targets.clear();
         self.targets.resize(instructions.len(), false);
         self.inside.clear();
         self.inside.resize(instructions.len(), false);
-        for (index, branch) in instructions.iter().enumerate() {
-            if !is_side_exit(branch) {
-                continue;
-            }
+        for index in branches.iter().map(|branch| usize::from(*branch)) {
             let behind = &instructions[index + 1..];
-            let target = target_of(branch);
+            let target = target_of(&instructions[index]);
             // Most lead but a little further, or out of the block.
             if behind.last().is_none_or(|last| last.ip() < target) {
                 continue;
@@ -48,6 +45,11 @@ impl Joins {
                 self.any = true;
             }
         }
+    }
+
+    /// For each instruction, whether it is a target.
+    pub(super) fn targets(&self) -> &[bool] {
+        &self.targets
     }
 
     /// Whether any instruction is a target.

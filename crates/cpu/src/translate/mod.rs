@@ -45,8 +45,8 @@ pub(crate) use site::{
     Access, Branch, By, Reason, SITE_HOST_FAULT, SITE_INDIRECT, Site, Span, Use,
 };
 pub(crate) use strings::StringMark;
+use visible::{Conduct, Now, Treatments};
 pub(crate) use visible::{Flags, emit_flags_back};
-use visible::{Now, Treatments};
 pub(crate) use x87::X87Mark;
 
 /// Scratch registers of translated code.
@@ -159,6 +159,9 @@ pub(crate) struct Translator {
     forms: Forms,
     decoded: Vec<Instruction>,
     plan: window::Plan,
+    conducts: Vec<Conduct>,
+    /// The numbers of the branches that the block goes on behind.
+    branches: Vec<u8>,
     visible: visible::Known,
     joins: joins::Joins,
     ahead: Vec<joins::Ahead>,
@@ -231,6 +234,8 @@ impl Translator {
     /// Decodes a block into the translator's own list.
     pub(crate) fn decode(&mut self, source: &Source<'_>) -> Decoded {
         self.decoded.clear();
+        self.conducts.clear();
+        self.branches.clear();
         let bits = source.mode.code_size().bits();
         let options = match self.vendor {
             Vendor::Intel => DecoderOptions::NONE,
@@ -260,8 +265,12 @@ impl Translator {
             }
             end = decoder.position();
             let form = self.forms.learn(instruction);
+            self.conducts.push(form.conduct);
             if branch::ends_block(instruction, form, source.mode) {
                 break;
+            }
+            if form.traits.contains(Traits::MAY_END) && branch::is_side_exit(instruction) {
+                self.branches.push(self.conducts.len() as u8 - 1);
             }
         }
         if self.decoded.is_empty() {
@@ -291,7 +300,7 @@ impl Translator {
         base: u64,
         start: u32,
     ) -> &[u8] {
-        self.joins.find(&self.decoded);
+        self.joins.find(&self.decoded, &self.branches);
         self.plan
             .make(&self.decoded, source.mode, &self.forms, &self.joins);
         // The second translation of a loop checks an address once a round: nothing may lead past that.
@@ -310,8 +319,8 @@ impl Translator {
         } else {
             self.visible.find(&visible::Input {
                 instructions: &self.decoded,
-                forms: &self.forms,
-                joins: &self.joins,
+                conducts: &self.conducts,
+                joined: self.joins.targets(),
                 spans: &self.plan,
                 poll_at,
             });

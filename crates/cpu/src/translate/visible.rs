@@ -18,10 +18,9 @@
 use iced_x86::Instruction;
 
 use super::again::Again;
-use super::flags::{ARITHMETIC, Liveness};
-use super::form::{FlagUse, Form, Forms, Traits};
+use super::flags::{ARITHMETIC, AT_END, Passing, of_form};
+use super::form::{FlagUse, Forms, Traits};
 use super::generic::has_memory;
-use super::joins::Joins;
 use super::window::{self, Role};
 use super::{Block, SCRATCH};
 use crate::emit::asm::Width;
@@ -91,7 +90,7 @@ impl Treatment {
 bitflags::bitflags! {
     /// What an instruction has to do with flags.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    struct Traffic: u8 {
+    pub(crate) struct Traffic: u8 {
         /// Some of those that it finds are read, by it or behind it.
         const LIVE = 1;
         /// Somebody may look at those that it finds.
@@ -104,6 +103,8 @@ bitflags::bitflags! {
         const REPLACES_ALL = 1 << 4;
         /// It replaces some of them, and not all.
         const REPLACES_SOME = 1 << 5;
+        /// It accesses its operand in memory, if it has one.
+        const ACCESSES = 1 << 6;
     }
 }
 
@@ -118,12 +119,31 @@ impl Traffic {
         let some = uses.touched & count != 0;
         Self::REPLACES_ALL.when(all) | Self::REPLACES_SOME.when(some).when(!all)
     }
+}
 
-    /// [`Self::SHOWS`] where the instruction can fault.
-    fn faults(instruction: &Instruction, form: &Form) -> Self {
-        let accesses = form.traits.contains(Traits::ACCESSES);
-        let always = form.traits.contains(Traits::MAY_FAULT);
-        Self::SHOWS.when(always) | Self::SHOWS.when(accesses).when(has_memory(instruction))
+/// What instructions of a form have to do with flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Conduct {
+    pub(super) passing: Passing,
+    traffic: Traffic,
+}
+
+impl Conduct {
+    /// [`Traffic::SHOWS`] is for faults other than those of an operand in memory.
+    pub(super) fn of(instruction: &Instruction, traits: Traits) -> Self {
+        let uses = of_form(instruction);
+        let faults = Traffic::SHOWS.when(traits.contains(Traits::MAY_FAULT));
+        let accesses = Traffic::ACCESSES.when(traits.contains(Traits::ACCESSES));
+        Self {
+            passing: Passing::of(instruction, uses),
+            traffic: Traffic::replaces(uses, ARITHMETIC) | faults | accesses,
+        }
+    }
+
+    /// Whether an instruction of the form shows the flags that it finds.
+    fn shows(self, instruction: &Instruction) -> bool {
+        let accesses = self.traffic.contains(Traffic::ACCESSES) & has_memory(instruction);
+        self.traffic.contains(Traffic::SHOWS) | accesses
     }
 }
 
@@ -304,33 +324,13 @@ fn replaces_some(
     }
 }
 
-/// A block's instructions, with what else is known of them.
+/// What is known of a block, an entry for each instruction.
 pub(super) struct Input<'a> {
     pub(super) instructions: &'a [Instruction],
-    pub(super) forms: &'a Forms,
-    pub(super) joins: &'a Joins,
+    pub(super) conducts: &'a [Conduct],
+    pub(super) joined: &'a [bool],
     pub(super) spans: &'a window::Plan,
     pub(super) poll_at: Option<usize>,
-}
-
-impl Input<'_> {
-    #[inline]
-    fn facts(&self, index: usize, liveness: &mut Liveness) -> Facts {
-        let instruction = &self.instructions[index];
-        let form = self.forms.of(instruction);
-        let live = liveness.before(instruction, form.traits, form.flags) != 0;
-        let polls = self.poll_at == Some(index);
-        let member = self.spans.role(index) == Role::Member;
-        let faults = Traffic::faults(instruction, form);
-        let checks = Traffic::CHECKS.when(!member).when(!faults.is_empty());
-        let polled = (Traffic::SHOWS | Traffic::CHECKS).when(polls);
-        let joined = Traffic::JOINED.when(self.joins.is_target(index));
-        let replaces = Traffic::replaces(form.flags, ARITHMETIC);
-        Facts {
-            traffic: Traffic::LIVE.when(live) | faults | checks | polled | joined | replaces,
-            written: self.spans.written(index),
-        }
-    }
 }
 
 /// What is known of a block's instructions.
@@ -346,11 +346,29 @@ impl Known {
             traffic: Traffic::empty(),
             written: 0,
         };
+        let count = input.conducts.len();
         self.facts.clear();
-        self.facts.resize(input.instructions.len(), nothing);
-        let mut liveness = Liveness::default();
-        for (index, facts) in self.facts.iter_mut().enumerate().rev() {
-            *facts = input.facts(index, &mut liveness);
+        self.facts.resize(count, nothing);
+        let (facts, conducts) = (&mut self.facts[..count], &input.conducts[..count]);
+        let instructions = &input.instructions[..count];
+        let (joined, roles) = (&input.joined[..count], &input.spans.roles()[..count]);
+        let mut wanted = AT_END;
+        for index in (0..count).rev() {
+            let conduct = conducts[index];
+            wanted = conduct.passing.before(wanted);
+            let shows = conduct.shows(&instructions[index]);
+            let member = roles[index] == Role::Member;
+            facts[index] = Facts {
+                traffic: conduct.traffic
+                    | Traffic::LIVE.when(wanted != 0)
+                    | Traffic::SHOWS.when(shows)
+                    | Traffic::CHECKS.when(shows).when(!member)
+                    | Traffic::JOINED.when(joined[index]),
+                written: input.spans.written(index),
+            };
+        }
+        if let Some(polled) = input.poll_at {
+            facts[polled].traffic |= Traffic::SHOWS | Traffic::CHECKS;
         }
     }
 
@@ -379,11 +397,11 @@ pub(super) struct Looped<'a> {
 impl Looped<'_> {
     fn facts(&self, index: usize) -> Facts {
         let instruction = &self.instructions[index];
-        let form = self.forms.of(instruction);
+        let shows = self.forms.of(instruction).conduct.shows(instruction);
         let traffic = Traffic::LIVE.when(self.live[index])
-            | Traffic::faults(instruction, form)
+            | Traffic::SHOWS.when(shows)
             | Traffic::CHECKS.when(self.checks[index])
-            | Traffic::replaces(form.flags, self.count);
+            | Traffic::replaces(of_form(instruction), self.count);
         Facts {
             traffic,
             written: self.written[index],

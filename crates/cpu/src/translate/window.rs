@@ -313,6 +313,10 @@ impl Plan {
         self.facts[index].map_or(u16::MAX, |facts| facts.written)
     }
 
+    pub(super) fn roles(&self) -> &[Role] {
+        &self.roles
+    }
+
     /// The role of an instruction.
     pub(super) fn role(&self, index: usize) -> Role {
         self.roles[index]

@@ -433,8 +433,7 @@ pub(super) fn plan(
 
 /// Which flags are live where, and what is to be done about the carry.
 fn flags(instructions: &[Instruction], forms: &Forms) -> (Vec<bool>, Carry) {
-    let mut masks = vec![0; instructions.len()];
-    super::flags::live(instructions, forms, |at, mask| masks[at] = mask);
+    let masks = super::flags::live(instructions, forms);
     let untouched = instructions
         .iter()
         .all(|i| (i.rflags_read() | i.rflags_modified()) & RflagsBits::CF == 0);
