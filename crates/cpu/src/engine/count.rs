@@ -24,7 +24,7 @@ impl Vcpu {
             Reason::Poll => &counters.exit_poll,
             Reason::System { .. } => &counters.exit_system,
             Reason::Rust { .. } => &counters.exit_rust,
-            Reason::Raise(_) | Reason::Limit { .. } => &counters.exit_raise,
+            Reason::Raise { .. } | Reason::Limit { .. } => &counters.exit_raise,
             Reason::Commit | Reason::CommitIndirect => &counters.exit_commit,
             Reason::HostFault => &counters.exit_trap,
         };

@@ -74,9 +74,13 @@ impl Vcpu {
                 let instruction = self.tables.instructions[instruction as usize];
                 self.run_in_rust(&instruction, platform)
             }
-            Reason::Raise(exception) => {
+            Reason::Raise { vector, error_code } => {
                 self.set_rip(rip);
-                Err(Abort::Exception(exception))
+                Err(Abort::Exception(Exception {
+                    vector,
+                    error_code,
+                    payload: None,
+                }))
             }
             Reason::Poll | Reason::Stale | Reason::Branch(_) => {
                 self.set_rip(rip);

@@ -67,13 +67,13 @@ impl Vcpu {
     ) -> Result<Then, Abort> {
         let rip = self.tables.sites[site as usize].rip;
         let low = self.frame().t0;
-        self.frame_mut().t0 = low.wrapping_add((span.first - span.low) as u64);
+        self.frame_mut().t0 = low.wrapping_add(u64::from(span.first));
         let then = self.on_access(rip, access, platform)?;
         if then != self.resume(access) {
             return Ok(then);
         }
         let low = Gva::new(low);
-        let length = (span.high - span.low) as u64;
+        let length = u64::from(span.length);
         let view = self.context.mode.view();
         let tlb_has = self.view().tlb().find(view, low, length, span.writes);
         if tlb_has.is_some() {
@@ -95,7 +95,7 @@ impl Vcpu {
         let Some(flags) = flags.filter(|_| block.second.is_none() && self.may_chain()) else {
             return;
         };
-        let length = span.high - span.low;
+        let length = i32::from(span.length);
         let entry = self.emit(|asm, base| {
             let elsewhere = base + u64::from(block.plain);
             emit_detour(asm, length, flags, elsewhere, site, base);

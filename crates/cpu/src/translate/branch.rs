@@ -58,7 +58,7 @@ impl Block<'_> {
             let by = By::Jump;
             self.site(target, Reason::Link { patch, by })
         } else {
-            self.site(self.rip, Reason::Raise(unreachable_target()))
+            self.site(self.rip, super::GENERAL_PROTECTION)
         };
         self.cold.push(super::Cold {
             from: hole,
@@ -259,10 +259,6 @@ impl Block<'_> {
             _ => self.asm.mov(Width::B64, T0, value),
         }
     }
-}
-
-fn unreachable_target() -> crate::Exception {
-    crate::Exception::with_code(x86::vector::GP, 0)
 }
 
 pub(super) fn target_of(instruction: &Instruction) -> u64 {

@@ -528,18 +528,14 @@ impl Block<'_> {
 
     /// `#GP(0)`.
     fn raise_general(&mut self) -> Flow {
-        self.exit_here(Reason::Raise(crate::Exception::with_code(
-            x86::vector::GP,
-            0,
-        )))
+        self.exit_here(GENERAL_PROTECTION)
     }
 
     fn raise(&mut self, vector: u8) -> Flow {
-        self.exit_here(Reason::Raise(crate::Exception {
+        self.exit_here(Reason::Raise {
             vector,
             error_code: None,
-            payload: None,
-        }))
+        })
     }
 
     /// An instruction pointer as wide as the code segment makes it.
@@ -609,6 +605,12 @@ impl Block<'_> {
         flow
     }
 }
+
+/// `#GP(0)`.
+const GENERAL_PROTECTION: Reason = Reason::Raise {
+    vector: x86::vector::GP,
+    error_code: Some(0),
+};
 
 /// Where to poll for the branch that ends the block: in front of the comparison before it, so that the
 /// two stay together, if that is a short one.

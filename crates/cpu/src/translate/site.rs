@@ -1,8 +1,6 @@
 //! Where translated code can leave, and why.
 
 use super::visible::Flags;
-use crate::Exception;
-
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -48,8 +46,8 @@ pub(crate) enum Reason {
     /// Not left by: an indirect branch, noted in the frame for the case that its target can't be
     /// reached, which is a fault of the branch.
     Branch(Branch),
-    /// Always raises this.
-    Raise(Exception),
+    /// Always raises this exception.
+    Raise { vector: u8, error_code: Option<u32> },
     /// A request is pending; nothing of the instruction was done.
     Poll,
     /// The block must be looked up again.
@@ -66,13 +64,15 @@ pub(crate) enum By {
     Call,
 }
 
-/// What several accesses off one register touch, as distances from it at the first of them.
+/// What several accesses off one register touch; the lowest byte as a distance from it at the first of
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) low: i32,
-    pub(crate) high: i32,
-    /// Where the first access is.
-    pub(crate) first: i32,
+    /// Bytes from there on.
+    pub(crate) length: u16,
+    /// Where the first access is, from there.
+    pub(crate) first: u16,
     /// Whether any of them writes.
     pub(crate) writes: bool,
     /// Offset in the cache of the displacement of the jump by which its cold stub leaves.
@@ -115,6 +115,9 @@ pub(crate) struct Site {
     /// Where the arithmetic flags are.
     pub(crate) flags: Flags,
 }
+
+// There are many.
+const _: () = assert!(size_of::<Site>() == 40);
 
 /// The site of [`Reason::Indirect`].
 pub(crate) const SITE_INDIRECT: u32 = 0;

@@ -331,13 +331,8 @@ fn plan_span(
     joins: &Joins,
     roles: &mut [Role],
 ) -> usize {
-    let mut span = Span {
-        low: first.disp,
-        high: first.disp + first.size,
-        first: first.disp,
-        writes: first.writes,
-        exit: 0,
-    };
+    let (mut low, mut high) = (first.disp, first.disp + first.size);
+    let mut writes = first.writes;
     let mut delta = 0;
     let mut end = at + 1;
     let mut members = 0;
@@ -347,13 +342,15 @@ fn plan_span(
             break;
         }
         if let Some(access) = facts.access.filter(|_| index > at) {
-            let low = span.low.min(delta + access.disp);
-            let high = span.high.max(delta + access.disp + access.size);
-            if access.base != first.base || high - low > WIDEST {
+            let wider = (
+                low.min(delta + access.disp),
+                high.max(delta + access.disp + access.size),
+            );
+            if access.base != first.base || wider.1 - wider.0 > WIDEST {
                 break;
             }
-            (span.low, span.high) = (low, high);
-            span.writes |= access.writes;
+            (low, high) = wider;
+            writes |= access.writes;
             roles[index] = Role::Member;
             members += 1;
             end = index + 1;
@@ -367,7 +364,13 @@ fn plan_span(
         }
     }
     if members > 0 {
-        roles[at] = Role::First(span);
+        roles[at] = Role::First(Span {
+            low,
+            length: (high - low) as u16,
+            first: (first.disp - low) as u16,
+            writes,
+            exit: 0,
+        });
     }
     end
 }
@@ -400,7 +403,7 @@ impl Block<'_> {
             T0
         };
         let tags = if span.writes { Use::Write } else { Use::Read };
-        let last = Mem::base(base, span.high - 1);
+        let last = Mem::base(base, span.low + i32::from(span.length) - 1);
         if self.flags_live {
             self.index_keeping_flags(low);
             self.asm.lea(Width::B64, SCRATCH, last);
