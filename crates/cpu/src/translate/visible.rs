@@ -265,6 +265,10 @@ impl Now {
             if self.flags != Flags::HOST {
                 self.flags = replaces_some(self.flags, code, index, again)?;
                 treatment.takes_back = self.flags == Flags::HOST;
+                if treatment.takes_back && checks == Checks::Destroy && destroys {
+                    // Its own check would destroy what was taken back.
+                    return None;
+                }
             }
         }
         Some(treatment)
