@@ -36,8 +36,8 @@ pub struct GuestCpu {
     strange: Vec<String>,
 }
 
-/// After so many steps a case has gone astray.
-const STEPS: usize = 100_000;
+/// After so many steps a case has gone astray: several for each value of a 16-bit counter have not.
+const STEPS: usize = 1 << 20;
 /// No case takes longer, in processor time: the watchdog's kicks count only then.
 const LIMIT: Duration = Duration::from_millis(300);
 /// The same in looks of the watchdog.
@@ -95,12 +95,16 @@ impl GuestCpu {
             });
         }
         self.watchdog.start();
+        let limit = match self.translation {
+            Translation::Blocks => LIMIT,
+            Translation::Stepped => LIMIT * 10,
+        };
         let mut exit = self.machine.run();
         for _ in 0..STEPS {
             match exit {
                 Exit::Debug(_) if self.translation == Translation::Stepped => {}
                 // A kick for an earlier run, or for one that got no processor.
-                Exit::Interrupted if work.so_far() < LIMIT => {}
+                Exit::Interrupted if work.so_far() < limit => {}
                 _ => break,
             }
             exit = self.machine.run();
