@@ -25,7 +25,8 @@
 //!   single: poll; body with checks; back to head
 //! ```
 //!
-//! A carry that the loop neither reads nor writes would keep the flags live; it is put aside at the way
+//! The checks destroy flags; what of them a fault may show is put aside at the head, unless it can be
+//! worked out again (`super::visible`). A carry that the loop neither reads nor writes would keep them live; it is put aside at the way
 //! in, and put back at each way out ([`LoopMark`] for traps).
 //!
 //! The cold stub looks into the inline TLB, which makes a window
