@@ -26,8 +26,8 @@
 //! ```
 //!
 //! The checks destroy flags; what of them a fault may show is put aside at the head, unless it can be
-//! worked out again (`super::visible`). A carry that the loop neither reads nor writes would keep them live; it is put aside at the way
-//! in, and put back at each way out ([`LoopMark`] for traps).
+//! worked out again (`super::visible`). A carry that the loop neither reads nor writes would keep them
+//! live; it is put aside at the way in, and put back at each way out ([`LoopMark`] for traps).
 //!
 //! The cold stub looks into the inline TLB, which makes a window
 //! of a page. When that was not there, or too often (`widen`), [`Reason::Loop`] lets the engine make
