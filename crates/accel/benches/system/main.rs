@@ -5,6 +5,8 @@
 //! each side in turn, several times; the figures are the least, in nanoseconds. Less is not possible
 //! by chance, and whatever else runs on the host only adds.
 
+#[macro_use]
+mod boot;
 mod image;
 mod machine;
 mod tcg;
